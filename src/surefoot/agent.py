@@ -1,0 +1,204 @@
+"""The artefact: a trained policy as safetensors and JSON, and the agent that it loads as.
+
+Nothing in it can run code. It holds all that acting takes: spaces, normaliser, network, head and the
+mapping of actions; not the trainer's settings.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from surefoot import config
+from surefoot._version import __version__
+from surefoot.errors import RunError, SettingError, SurefootError
+from surefoot.policy import NeuralPolicy, make_policy
+from surefoot.record import write_atomically
+from surefoot.spaces import describe, parse
+
+FORMAT_VERSION = 1
+
+
+class Agent:
+    """A policy outside the trainer: NumPy in, NumPy out.
+
+    Attributes:
+        policy: the policy itself.
+        observation_space: what it observes.
+        action_space: what it returns actions of.
+        environment: the name of the environment that it was trained in.
+    """
+
+    def __init__(
+        self,
+        policy: NeuralPolicy,
+        observation_space: gymnasium.Space,
+        action_space: gymnasium.Space,
+        environment: str = "",
+    ):
+        self.policy = policy
+        self.observation_space = observation_space
+        self.action_space = action_space
+        self.environment = environment
+
+    def act(
+        self,
+        observation: Any,
+        mask: np.ndarray | None = None,
+        *,
+        deterministic: bool = True,
+        generator: np.random.Generator | None = None,
+    ) -> np.ndarray:
+        """The environment's action for one observation, or one a row for a batch of them.
+
+        Arguments:
+            observation: as the observation space has it, or a batch with one leading axis.
+            mask: which actions are allowed, [K] or [batch, K]; categorical policies only.
+            deterministic: the most probable action, else a sampled one.
+            generator: where sampling takes its randomness from; fresh by default.
+
+        Raises SettingError for an observation that does not fit the space.
+        """
+        arrays, batched = _arrays(observation, self.observation_space)
+        if mask is not None:
+            mask = np.asarray(mask, bool)
+        if deterministic:
+            action = _act_deterministically(self.policy, arrays, mask)
+        else:
+            seed = (generator or np.random.default_rng()).integers(2**32, dtype=np.uint32)
+            action = _act_by_sampling(self.policy, arrays, mask, seed)
+        shape = self.action_space.shape or ()
+        if action.shape != ((len(jax.tree.leaves(arrays)[0]), *shape) if batched else shape):
+            raise SettingError(f"mask must have one row an observation, but shape {np.shape(mask)} came")
+        return np.asarray(action, self.action_space.dtype)
+
+
+@jax.jit
+def _act_deterministically(policy: NeuralPolicy, observation: Any, mask: Any) -> jax.Array:
+    return policy.action_map(policy(observation, mask).mode())
+
+
+@jax.jit
+def _act_by_sampling(policy: NeuralPolicy, observation: Any, mask: Any, seed: Any) -> jax.Array:
+    return policy.action_map(policy(observation, mask).sample(jax.random.key(seed)))
+
+
+def _arrays(observation: Any, space: Any, name: str = "observation") -> tuple[Any, bool]:
+    """The observation as JAX takes it, and whether it has a leading batch axis."""
+    if isinstance(space, (gymnasium.spaces.Dict, gymnasium.spaces.Tuple)):
+        named = isinstance(space, gymnasium.spaces.Dict)
+        subspaces = space.spaces if named else dict(enumerate(space.spaces))
+        try:
+            parts = {key: _arrays(observation[key], sub, f"{name}[{key!r}]") for key, sub in subspaces.items()}
+        except (KeyError, IndexError, TypeError):
+            raise SettingError(f"{name} must have the parts {list(subspaces)}, but {type(observation)} came") from None
+        tree = {key: part for key, (part, _) in parts.items()}
+        return (tree if named else tuple(tree.values())), any(batched for _, batched in parts.values())
+    array = np.asarray(observation)
+    if array.shape == space.shape:
+        batched = False
+    elif array.ndim == len(space.shape) + 1 and array.shape[1:] == space.shape:
+        batched = True
+    else:
+        raise SettingError(f"{name} must have shape {space.shape}, or that behind one batch axis, but {array.shape} came")
+    kind = np.float32 if isinstance(space, gymnasium.spaces.Box) else np.int32
+    return array.astype(kind), batched
+
+
+def save(agent: Agent, folder: str | Path, network: config.Network) -> None:
+    """Write the artefact into `folder`: policy.json and policy.safetensors, each whole or not at all.
+
+    The description is written last and names the tensors' size, so a torn pair is recognised.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = safetensors.numpy.save(_tensors(agent.policy))
+    description = {
+        "format_version": FORMAT_VERSION,
+        "surefoot_version": __version__,
+        "environment": agent.environment,
+        "observation_space": describe(agent.observation_space),
+        "action_space": describe(agent.action_space),
+        "network": config.as_json(network),
+        "dtype": str(agent.policy.normaliser.mean.dtype),
+        "tensor_bytes": len(tensors),
+    }
+    write_atomically(folder / "policy.safetensors", tensors)
+    write_atomically(folder / "policy.json", config.dumps(description, indent=1).encode())
+
+
+def load(path: str | os.PathLike) -> Agent:
+    """The agent of a run folder, or of its `policy` folder.
+
+    Raises RunError where there is none or it does not fit together, naming the key.
+    """
+    folder = Path(path)
+    if not (folder / "policy.json").exists():
+        folder = folder / "policy"
+    try:
+        description = json.loads((folder / "policy.json").read_text())
+        blob = (folder / "policy.safetensors").read_bytes()
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} holds no policy that can be read: {error}") from None
+    return _assemble(description, blob, str(folder))
+
+
+def _assemble(description: Any, blob: bytes, where: str) -> Agent:
+    def entry(key: str) -> Any:
+        if not isinstance(description, dict) or key not in description:
+            raise RunError(f"{where}/policy.json has no {key!r}")
+        return description[key]
+
+    version = entry("format_version")
+    if version != FORMAT_VERSION:
+        raise RunError(f"{where}/policy.json: format_version {version!r} is not {FORMAT_VERSION}, the one read here")
+    if entry("tensor_bytes") != len(blob):
+        raise RunError(f"{where}/policy.safetensors has {len(blob)} bytes, but policy.json says {entry('tensor_bytes')}")
+    dtype = entry("dtype")
+    if dtype not in ("float32", "float64"):
+        raise RunError(f"{where}/policy.json: dtype must be 'float32' or 'float64', but {dtype!r} came")
+    try:
+        spaces = parse(entry("observation_space")), parse(entry("action_space"))
+        network = config.Network(**entry("network"))
+        with jax.enable_x64(dtype == "float64"):
+            skeleton = make_policy(*spaces, network, jax.random.key(0), np.dtype(dtype))
+            policy = _fill(skeleton, safetensors.numpy.load(blob), where)
+    except RunError:
+        raise
+    except (SurefootError, TypeError, ValueError, safetensors.SafetensorError) as error:
+        raise RunError(f"{where} does not fit together: {error}") from None
+    return Agent(policy, *spaces, environment=str(entry("environment")))
+
+
+def _names(policy: NeuralPolicy) -> list[str]:
+    return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree.leaves_with_path(policy)]
+
+
+def _tensors(policy: NeuralPolicy) -> dict[str, np.ndarray]:
+    return {name: np.asarray(leaf) for name, leaf in zip(_names(policy), jax.tree.leaves(policy), strict=True)}
+
+
+def _fill(skeleton: NeuralPolicy, tensors: dict[str, np.ndarray], where: str) -> NeuralPolicy:
+    wanted = _tensors(skeleton)
+    for name in wanted.keys() ^ tensors.keys():
+        problem = "is missing" if name in wanted else "belongs to no part of the policy"
+        raise RunError(f"{where}/policy.safetensors: tensor {name!r} {problem}")
+    for name, like in wanted.items():
+        if tensors[name].shape != like.shape or tensors[name].dtype != like.dtype:
+            raise RunError(
+                f"{where}/policy.safetensors: tensor {name!r} is {tensors[name].dtype}{list(tensors[name].shape)}, "
+                f"but the policy has {like.dtype}{list(like.shape)}"
+            )
+        if not np.isfinite(tensors[name]).all():
+            raise RunError(f"{where}/policy.safetensors: tensor {name!r} holds values that are not finite")
+    leaves = [jnp.asarray(tensors[name]) for name in _names(skeleton)]
+    return jax.tree.unflatten(jax.tree.structure(skeleton), leaves)

@@ -1,0 +1,116 @@
+"""What flows from collection to update: a Trajectory as collected, a Batch as the rules see it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from surefoot.distributions import Distribution
+
+
+class Trajectory(eqx.Module):
+    """T steps of N environments, in the order in which they happened.
+
+    Environments follow next-step autoreset: the row after an episode's end carries the end's true final
+    observation and the first observation after it, its action was ignored, and it is not experience.
+    Such rows are `reset`. So `observation[t + 1]` is always what row t led to.
+
+    Attributes:
+        observation: tree of arrays [T + 1, N, ...].
+        mask: which actions were allowed in each observation, [T + 1, N, K], or None.
+        action: as sampled, before any clipping or mapping, [T, N, ...].
+        log_prob: log probability of `action` when it was sampled, [T, N].
+        reward: in the environment's own units, [T, N]; 0 in reset rows.
+        terminated: the episode ended in a state whose value is 0, [T, N].
+        truncated: the episode was cut; its last observation still has a value, [T, N].
+        reset: not experience, [T, N].
+        time: steps since the episode's start before the action, [T, N].
+    """
+
+    observation: Any
+    mask: Bool[Array, "T_plus_1 N K"] | None
+    action: Array
+    log_prob: Float[Array, "T N"]
+    reward: Float[Array, "T N"]
+    terminated: Bool[Array, "T N"]
+    truncated: Bool[Array, "T N"]
+    reset: Bool[Array, "T N"]
+    time: Int[Array, "T N"]
+
+
+class Batch(eqx.Module):
+    """Rows that an update is computed from, sampled or enumerated.
+
+    The surrogate objective is sum_i base_i pi'(a_i|s_i) A_i. For samples base = weight / pi_old(a|s),
+    for the S*A enumerated rows of a finite MDP base = d(s); it is kept as its logarithm because densities
+    overflow. Averages over states (KL, Fisher) use `weight`, which sums to 1; a row that is not
+    experience has weight 0 and log_base -inf, and no value in it matters.
+
+    Attributes:
+        observation: tree of arrays [B, ...].
+        mask: allowed actions, [B, K], or None.
+        action: [B, ...].
+        advantage: A of the old policy in reward units, [B].
+        old: the old policy's distributions, batched [B].
+        weight: [B], nonnegative, sum 1.
+        log_base: log of base, [B].
+    """
+
+    observation: Any
+    mask: Bool[Array, "B K"] | None
+    action: Array
+    advantage: Float[Array, " B"]
+    old: Distribution
+    weight: Float[Array, " B"]
+    log_base: Float[Array, " B"]
+
+    @property
+    def size(self) -> int:
+        """Number of rows, B."""
+        return self.weight.shape[0]
+
+
+def sampled_batch(
+    observation: Any,
+    mask: Array | None,
+    action: Array,
+    advantage: Float[Array, " B"],
+    old: Distribution,
+    weight: Float[Array, " B"],
+) -> Batch:
+    """A Batch of transitions sampled from `old`; `weight` need not sum to 1 yet."""
+    weight = weight / jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
+    log_base = jnp.where(weight > 0, jnp.log(jnp.where(weight > 0, weight, 1)) - old.log_prob(action), -jnp.inf)
+    advantage = jnp.where(weight > 0, advantage, 0)
+    return Batch(observation, mask, action, advantage, old, weight, log_base)
+
+
+def rows(batch: Batch, index: Any) -> Batch:
+    """The rows that `index` selects (a slice or whole numbers), with weights as they were."""
+    return jax.tree.map(lambda leaf: leaf[index], batch)
+
+
+def weighted_sum(weight: Float[Array, " B"], value: Float[Array, " B"]) -> Float[Array, ""]:
+    """sum_i weight_i value_i with 0 * inf = 0 and 0 * nan = 0."""
+    return jnp.sum(weight * jnp.where(weight > 0, value, 0))
+
+
+def standardised(batch: Batch) -> tuple[Batch, Float[Array, ""]]:
+    """The batch with advantages of weighted mean 0 and standard deviation 1, and the scale divided by.
+
+    Advantages that are equal but for rounding become exactly 0, so that nothing moves on noise; the scale
+    is then 1. The mean is a control variate: subtracting it leaves the gradient's expectation as it is.
+    """
+    advantage = batch.advantage
+    mean = weighted_sum(batch.weight, advantage)
+    centred = jnp.where(batch.weight > 0, advantage - mean, 0)
+    std = jnp.sqrt(weighted_sum(batch.weight, centred**2))
+    rounding = 32 * jnp.finfo(advantage.dtype).eps * jnp.max(jnp.abs(advantage))
+    constant = ~(std > rounding)
+    scale = jnp.where(constant, 1, std)
+    result = jnp.where(constant, 0, centred / scale)
+    return eqx.tree_at(lambda b: b.advantage, batch, result), scale

@@ -1,0 +1,289 @@
+"""Every setting of surefoot: its default, its legal range and its meaning, once.
+
+Plain dataclasses that import nothing slow. The command line makes its options and its help from them,
+`config.json` is written from them, and the rules of `surefoot.rules` take their defaults from them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import typing
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from surefoot.errors import SettingError, did_you_mean
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+) -> Any:
+    """A dataclass field that knows what it means and which numbers are legal."""
+    limits = {"above": above, "at_least": at_least, "below": below, "at_most": at_most}
+    return field(default=default, metadata={"help": help, "limits": {k: v for k, v in limits.items() if v is not None}})
+
+
+_COMPARISONS = {
+    "above": ("above", lambda value, limit: value > limit),
+    "at_least": ("at least", lambda value, limit: value >= limit),
+    "below": ("below", lambda value, limit: value < limit),
+    "at_most": ("at most", lambda value, limit: value <= limit),
+}
+
+
+def legal_range(limits: dict[str, float]) -> str:
+    """The limits in words: `above 0 and at most 1`; `any finite number` where there are none."""
+    words = [f"{_COMPARISONS[kind][0]} {limit:g}" for kind, limit in limits.items()]
+    return " and ".join(words) or "any finite number"
+
+
+def check(settings_class: type, name: str, value: Any) -> Any:
+    """`value` as the type that the setting `name` of `settings_class` has.
+
+    Raises SettingError where the value has another type, is not finite, or is outside the legal range.
+    """
+    kind = typing.get_type_hints(settings_class)[name]
+    limits = settings_class.__dataclass_fields__[name].metadata.get("limits", {})
+    options = typing.get_args(kind)
+    if typing.get_origin(kind) is Literal:
+        if value not in options:
+            raise SettingError(f"{name} must be one of {', '.join(map(repr, options))}, but {value!r} came")
+        return value
+    if type(None) in options:
+        if value is None:
+            return None
+        (kind,) = (option for option in options if option is not type(None))
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise SettingError(f"{name} must be True or False, but {value!r} came")
+        return value
+    if kind in (int, float):
+        return _check_number(name, kind, value, limits)
+    if typing.get_origin(kind) is tuple:
+        if isinstance(value, str) or not isinstance(value, (tuple, list)):
+            raise SettingError(f"{name} must be a sequence of whole numbers, but {value!r} came")
+        return tuple(_check_number(name, int, item, limits) for item in value)
+    if not isinstance(value, kind):
+        raise SettingError(f"{name} must be a {kind.__name__}, but {value!r} came")
+    return value
+
+
+def _check_number(name: str, kind: type, value: Any, limits: dict[str, float]) -> Any:
+    wanted = "a whole number" if kind is int else "a number"
+    try:
+        number = kind(value)
+        exact = not isinstance(value, (bool, str)) and float(number) == float(value)
+    except (TypeError, ValueError, OverflowError):
+        exact = False
+    legal = exact and math.isfinite(number) and all(_COMPARISONS[k][1](number, v) for k, v in limits.items())
+    if not legal:
+        raise SettingError(f"{name} must be {wanted}, {legal_range(limits)}, but {value!r} came")
+    return number
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """Abstract: settings that check themselves as they are made."""
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):
+            value = check(type(self), item.name, getattr(self, item.name))
+            object.__setattr__(self, item.name, value)
+
+
+_RADIUS = "Trust region: the largest mean KL(old||new) over the batch's states that an update may cause, in nats."
+_DAMPING = (
+    "Added to the Fisher matrix's diagonal while solving (not while scaling the step). 0 is refused with a subsample."
+)
+_ITERATIONS = "The most conjugate-gradient iterations of one update."
+_TOLERANCE = "Conjugate gradients stop when the residual's norm falls below this share of the gradient's."
+_SUBSAMPLE = "Share of the batch's rows, evenly spaced, on which the Fisher matrix is taken while solving."
+_CHUNK = "Rows handled at a time, to bound memory; 0 takes the whole batch at once."
+_STANDARDISE = "Centre and scale the advantages on the batch before the step (gains are reported in reward units)."
+
+
+@dataclass(frozen=True)
+class PG(_Settings):
+    """Policy gradient with a Euclidean trust region: theta + sqrt(radius/|g|^2) g."""
+
+    name: ClassVar[str] = "pg"
+    radius: float = setting(
+        0.003, "Trust region: the squared Euclidean norm of the step in parameter space, |step|^2 <= radius.", above=0
+    )
+    chunk: int = setting(0, _CHUNK, at_least=0)
+    standardise: bool = setting(True, _STANDARDISE)
+
+
+@dataclass(frozen=True)
+class NPG(_Settings):
+    """Natural policy gradient: the step along F^-1 g whose quadratic KL is the radius."""
+
+    name: ClassVar[str] = "npg"
+    radius: float = setting(0.01, _RADIUS, above=0)
+    damping: float = setting(0.1, _DAMPING, at_least=0)
+    iterations: int = setting(10, _ITERATIONS, at_least=1)
+    tolerance: float = setting(1e-5, _TOLERANCE, at_least=0, below=1)
+    subsample: float = setting(1.0, _SUBSAMPLE, above=0, at_most=1)
+    chunk: int = setting(0, _CHUNK, at_least=0)
+    standardise: bool = setting(True, _STANDARDISE)
+
+
+@dataclass(frozen=True)
+class TRPO(_Settings):
+    """Trust region policy optimisation: the natural step, backtracked until the true KL and gain agree."""
+
+    name: ClassVar[str] = "trpo"
+    radius: float = setting(0.01, _RADIUS, above=0)
+    damping: float = setting(0.1, _DAMPING, at_least=0)
+    iterations: int = setting(10, _ITERATIONS, at_least=1)
+    tolerance: float = setting(1e-5, _TOLERANCE, at_least=0, below=1)
+    subsample: float = setting(1.0, _SUBSAMPLE, above=0, at_most=1)
+    backtracks: int = setting(10, "The most times that a refused candidate is shortened.", at_least=0)
+    shrink: float = setting(0.8, "Factor by which a refused candidate is shortened.", above=0, below=1)
+    accept: float = setting(
+        0.1, "Share of the linearly predicted gain that a candidate must really gain.", at_least=0, below=1
+    )
+    chunk: int = setting(0, _CHUNK, at_least=0)
+    standardise: bool = setting(True, _STANDARDISE)
+
+
+RULES: dict[str, type[_Settings]] = {rule.name: rule for rule in (TRPO, NPG, PG)}
+"""The settings of every rule that `train` knows, by the name that the command line uses."""
+
+
+@dataclass(frozen=True)
+class Network(_Settings):
+    """The policy's network: a multilayer perceptron on the normalised observation."""
+
+    hidden: tuple[int, ...] = setting((64, 64), "Width of each hidden layer.", at_least=1)
+    activation: Literal["tanh", "relu", "silu", "elu"] = setting("tanh", "The hidden layers' activation.")
+    log_std: float = setting(0.0, "Initial log standard deviation of a Gaussian policy.", at_least=-20, at_most=5)
+    normalise: bool = setting(True, "Normalise observations by their running mean and standard deviation.")
+
+
+@dataclass(frozen=True)
+class Critic(_Settings):
+    """The value function and its fit."""
+
+    hidden: tuple[int, ...] = setting((64, 64), "Width of each hidden layer.", at_least=1)
+    activation: Literal["tanh", "relu", "silu", "elu"] = setting("tanh", "The hidden layers' activation.")
+    step_size: float = setting(1e-3, "Adam's step size.", above=0)
+    epochs: int = setting(10, "Passes over the batch after each update.", at_least=1)
+    minibatch: int = setting(256, "Transitions in each of the fit's minibatches.", at_least=1)
+
+
+@dataclass(frozen=True)
+class Estimator(_Settings):
+    """From rewards and values to advantages."""
+
+    discount: float = setting(0.99, "Discount factor of the return.", at_least=0, below=1)
+    gae_lambda: float = setting(0.95, "Lambda of generalised advantage estimation.", at_least=0, at_most=1)
+    state_weighting: Literal["undiscounted", "discounted"] = setting(
+        "undiscounted", "Weight states equally, or by discount^(steps since reset) as the gradient's definition has it."
+    )
+
+
+@dataclass(frozen=True)
+class Collection(_Settings):
+    """Where experience comes from, and how much of it an update sees."""
+
+    source: Literal["auto", "gymnasium"] = setting("auto", "Which library steps the environments.")
+    envs: int = setting(16, "Environments stepped side by side.", at_least=1, at_most=65536)
+    horizon: int = setting(64, "Steps of each environment between two updates.", at_least=1, at_most=10_000_000)
+    vectorisation: Literal["auto", "sync", "async"] = setting(
+        "auto", "Step Gymnasium environments in this process (sync), one process each (async), or as the first is slow."
+    )
+    restart_every: int | None = setting(
+        None,
+        "Steps of each environment after which all are rebuilt from a new seed (bounds what a resume replays). "
+        "By default ten episode limits.",
+        at_least=1,
+    )
+
+
+@dataclass(frozen=True)
+class Run(_Settings):
+    """One whole run."""
+
+    steps: int = setting(100_000, "Environment steps to train for.", at_least=1)
+    seed: int = setting(0, "Seed of everything random in the run.", at_least=0, at_most=2**32 - 1)
+    evaluation_episodes: int = setting(20, "Episodes of the final deterministic evaluation.", at_least=1)
+    network: Network = field(default_factory=Network, metadata={"help": Network.__doc__})
+    critic: Critic = field(default_factory=Critic, metadata={"help": Critic.__doc__})
+    estimator: Estimator = field(default_factory=Estimator, metadata={"help": Estimator.__doc__})
+    collection: Collection = field(default_factory=Collection, metadata={"help": Collection.__doc__})
+
+
+def groups(settings_class: type) -> dict[str, type]:
+    """The nested settings of `settings_class`, by field name."""
+    hints = typing.get_type_hints(settings_class)
+    return {
+        item.name: hints[item.name]
+        for item in dataclasses.fields(settings_class)
+        if dataclasses.is_dataclass(hints[item.name])
+    }
+
+
+def make_run(**values: Any) -> Run:
+    """A `Run` from plain settings by name, whichever group they belong to.
+
+    A name that two groups share (`hidden`, `activation`) is written `critic_hidden` for the critic.
+    Raises SettingError for an unknown name, with the nearest right one.
+    """
+    arguments: dict[str, Any] = {}
+    nested: dict[str, dict[str, Any]] = {name: {} for name in groups(Run)}
+    known = run_options()
+    for name, value in values.items():
+        if name not in known:
+            raise SettingError(f"unknown setting {name!r}{did_you_mean(name, known)}")
+        group, item = known[name]
+        (nested[group] if group else arguments)[item] = value
+    for group, kind in groups(Run).items():
+        arguments[group] = kind(**nested[group])
+    return Run(**arguments)
+
+
+def run_options() -> dict[str, tuple[str, str]]:
+    """Every plain setting of a run by its public name: (group or "", field)."""
+    options: dict[str, tuple[str, str]] = {}
+    nested = groups(Run)
+    for item in dataclasses.fields(Run):
+        if item.name not in nested:
+            options[item.name] = ("", item.name)
+    for group, kind in nested.items():
+        for item in dataclasses.fields(kind):
+            public = f"critic_{item.name}" if group == "critic" else item.name
+            options[public] = (group, item.name)
+    return options
+
+
+def option_field(name: str) -> tuple[type, dataclasses.Field]:
+    """The owning class and field of a run's setting, by its public name."""
+    group, item = run_options()[name]
+    owner = groups(Run)[group] if group else Run
+    return owner, owner.__dataclass_fields__[item]
+
+
+def as_json(value: Any) -> Any:
+    """`value` with every non-finite number as one of the strings "inf", "-inf", "nan", ready for JSON."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return as_json(dataclasses.asdict(value))
+    if isinstance(value, dict):
+        return {str(key): as_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+    return value
+
+
+def dumps(value: Any, **options: Any) -> str:
+    """JSON text of `value` that any strict reader accepts."""
+    return json.dumps(as_json(value), allow_nan=False, **options)

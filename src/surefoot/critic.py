@@ -1,0 +1,188 @@
+"""The critic: observations to values in reward units, and how it is fitted."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from surefoot import config
+from surefoot.networks import Normaliser, Perceptron
+from surefoot.spaces import Encoder, make_encoder
+
+
+class Critic(eqx.Module):
+    """V(s) = mean + std * network(normalised s), so that the network works in units of order 1.
+
+    `mean` and `std` follow the value targets; when they move, the last layer is changed so that V stays
+    the same function (van Hasselt et al. 2016, "Learning values across many orders of magnitude",
+    proposition 1).
+    """
+
+    normaliser: Normaliser
+    network: Perceptron
+    mean: Float[Array, ""]
+    std: Float[Array, ""]
+    encoder: Encoder = eqx.field(static=True)
+
+    def __call__(self, observation: Any) -> Float[Array, "..."]:
+        """Values in reward units, for observations of any leading axes."""
+        return self.mean + self.std * self.standardised(self.features(observation))
+
+    def features(self, observation: Any) -> Float[Array, "... width"]:
+        """Normalised feature vectors."""
+        return self.normaliser(self.encoder(observation, self.mean.dtype))
+
+    def standardised(self, features: Float[Array, "... width"]) -> Float[Array, "..."]:
+        """(V - mean) / std from feature vectors."""
+        return self.network(features)[..., 0]
+
+    def observed(self, observation: Any, real: Bool[Array, "..."]) -> Critic:
+        """The same critic with a normaliser that has also seen these observations where `real`."""
+        features = self.encoder(observation, self.mean.dtype)
+        return eqx.tree_at(lambda c: c.normaliser, self, self.normaliser.observe(features, real))
+
+    def rescaled(self, mean: Float[Array, ""], std: Float[Array, ""]) -> Critic:
+        """The same function V with other units inside."""
+        weight = self.network.weights[-1] * (self.std / std)
+        bias = (self.network.biases[-1] * self.std + self.mean - mean) / std
+        return eqx.tree_at(
+            lambda c: (c.network.weights[-1], c.network.biases[-1], c.mean, c.std), self, (weight, bias, mean, std)
+        )
+
+
+class CriticState(NamedTuple):
+    """Everything that the fit carries from one update to the next."""
+
+    critic: Critic
+    optimiser: optax.OptState
+    fits: Array  # how many fits there were, int32
+
+
+class CriticReport(NamedTuple):
+    """How well the critic did, over real transitions with the batch's weights.
+
+    Attributes:
+        explained_variance: 1 - Var(target - V)/Var(target) before the fit; 1 is perfect, 0 or less means
+            that the critic explains nothing. 0 where the targets do not vary.
+        loss: mean squared error after the fit, in units of the targets' running variance.
+        value_mean: mean value before the fit, reward units.
+        target_mean: mean target, reward units.
+        target_std: running standard deviation of the targets that the critic works in, reward units.
+    """
+
+    explained_variance: Float[Array, ""]
+    loss: Float[Array, ""]
+    value_mean: Float[Array, ""]
+    target_mean: Float[Array, ""]
+    target_std: Float[Array, ""]
+
+
+def make_critic(
+    observation_space: Any,
+    settings: config.Critic,
+    key: PRNGKeyArray,
+    *,
+    normalise: bool = True,
+    dtype: np.dtype | type = np.float32,
+) -> CriticState:
+    """A critic that says 0 nearly everywhere, and its optimiser's state. Raises UnsupportedSpace."""
+    encoder = make_encoder(observation_space)
+    critic = Critic(
+        normaliser=Normaliser.identity(encoder.normalised & normalise, dtype),
+        network=Perceptron(
+            (encoder.width, *settings.hidden, 1), settings.activation, final_gain=1.0, key=key, dtype=dtype
+        ),
+        mean=jnp.zeros((), dtype),
+        std=jnp.ones((), dtype),
+        encoder=encoder,
+    )
+    return CriticState(critic, _optimiser(settings).init(critic.network), jnp.zeros((), jnp.int32))
+
+
+def _optimiser(settings: config.Critic) -> optax.GradientTransformation:
+    return optax.adam(settings.step_size, eps=1e-5)
+
+
+def fit(
+    state: CriticState,
+    settings: config.Critic,
+    observation: Any,
+    target: Float[Array, " B"],
+    weight: Float[Array, " B"],
+    key: PRNGKeyArray,
+) -> tuple[CriticState, CriticReport]:
+    """Regress V on `target` (reward units) by minibatch Adam on the weighted squared error.
+
+    Arguments:
+        observation: tree of arrays [B, ...].
+        target: value targets, [B]; entries of weight 0 are ignored.
+        weight: nonnegative, [B]; rows of weight 0 take no part.
+
+    The units follow the targets' mean and variance: exactly for the first ten fits, with a memory of
+    about ten fits after that.
+    """
+    critic = state.critic
+    weight = weight / jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
+    target = jnp.where(weight > 0, target, 0)
+    value = jnp.where(weight > 0, critic(observation), 0)
+    mean, variance = _moments(target, weight)
+    _, error = _moments(target - value, weight)
+    explained = jnp.where(variance > 0, 1 - error / jnp.where(variance > 0, variance, 1), 0)
+
+    critic = _follow(critic, mean, variance, state.fits)
+    goal = (target - critic.mean) / critic.std
+    features = critic.features(observation)
+    optimiser = _optimiser(settings)
+    rows = target.shape[0]
+    size = min(settings.minibatch, rows)
+    count = rows // size
+
+    def loss(network: Perceptron, features: Array, goal: Array, weight: Array) -> Array:
+        squared = (network(features)[..., 0] - goal) ** 2
+        return jnp.sum(weight * squared) / jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
+
+    def step(carry, index):
+        network, moments = carry
+        gradient = jax.grad(loss)(network, features[index], goal[index], weight[index])
+        change, moments = optimiser.update(gradient, moments, network)
+        return (eqx.apply_updates(network, change), moments), None
+
+    def epoch(carry, key):
+        # The few rows that do not fill a minibatch sit out this pass and another is drawn for the next.
+        order = jax.random.permutation(key, rows)[: count * size].reshape(count, size)
+        return jax.lax.scan(step, carry, order)
+
+    keys = jax.random.split(key, settings.epochs)
+    (network, moments), _ = jax.lax.scan(epoch, (critic.network, state.optimiser), keys)
+    report = CriticReport(
+        explained_variance=explained,
+        loss=loss(network, features, goal, weight),
+        value_mean=jnp.sum(weight * value),
+        target_mean=mean,
+        target_std=critic.std,
+    )
+    critic = eqx.tree_at(lambda c: c.network, critic, network)
+    return CriticState(critic, moments, state.fits + 1), report
+
+
+def _moments(x: Float[Array, " B"], weight: Float[Array, " B"]) -> tuple[Array, Array]:
+    mean = jnp.sum(weight * x)
+    return mean, jnp.sum(weight * (x - mean) ** 2)
+
+
+def _follow(critic: Critic, mean: Array, variance: Array, fits: Array) -> Critic:
+    """The critic in units that have also seen targets of this mean and variance."""
+    share = 1 / jnp.minimum(fits + 1, 10).astype(mean.dtype)
+    shift = mean - critic.mean
+    old = jnp.where(fits > 0, critic.std**2, 0)
+    merged = (1 - share) * old + share * variance + share * (1 - share) * shift**2
+    # Targets that never vary keep the old unit; a unit of nearly 0 would blow the last layer up.
+    floor = jnp.finfo(mean.dtype).eps * (jnp.abs(mean) + 1)
+    std = jnp.sqrt(jnp.where(merged > floor**2, merged, critic.std**2))
+    return critic.rescaled(critic.mean + share * shift, std)

@@ -1,0 +1,107 @@
+"""How good an agent is: whole episodes on Gymnasium's own task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from surefoot.agent import Agent
+from surefoot.errors import EnvironmentFault, RunError
+from surefoot.sources.gymnasium import GymnasiumSimulator, environment_name, maker
+
+_LONGEST_EPISODE = 100_000
+_SIDE_BY_SIDE = 20
+
+
+def evaluate(
+    agent: Agent,
+    environment: str | Callable[[], Any],
+    *,
+    episodes: int = 20,
+    seed: int = 0,
+    deterministic: bool = True,
+) -> dict[str, Any]:
+    """Returns and lengths of `episodes` whole episodes: {"return": {"mean", "std", "episodes"}, "length": {"mean"}}.
+
+    The standard deviation is over episodes (that of the population). Each environment stepped side by
+    side plays a number of episodes fixed beforehand, so short ones are not favoured.
+
+    Raises EnvironmentFault where an environment fails or an episode does not end in 100,000 steps.
+    """
+    count = min(episodes, _SIDE_BY_SIDE)
+    wanted = np.full(count, episodes // count) + (np.arange(count) < episodes % count)
+    sequence = np.random.SeedSequence((seed, 0x5EED))
+    seeds = [int(value) & 0x7FFFFFFF for value in sequence.generate_state(count, np.uint32)]
+    generator = np.random.default_rng(sequence)
+    name = environment_name(environment)
+    simulator = GymnasiumSimulator(maker(environment), count, asynchronous=False)
+    returns: list[float] = []
+    lengths: list[int] = []
+    try:
+        observed = simulator.reset(seeds)
+        total, length = np.zeros(count), np.zeros(count, int)
+        fresh = np.zeros(count, bool)
+        while wanted.any():
+            # The simulator writes its next observation into the same memory.
+            observation = jax.tree.map(np.array, observed.observation)
+            action = agent.act(observation, observed.mask, deterministic=deterministic, generator=generator)
+            observed, reward, terminated, truncated = simulator.step(action)
+            if not np.isfinite(reward).all():
+                index = int(np.argmin(np.isfinite(reward)))
+                raise EnvironmentFault(f"environment {index} returned reward {reward[index]}")
+            total += reward
+            length += ~fresh
+            ended = (terminated | truncated) & ~fresh
+            for index in np.flatnonzero(ended):
+                if wanted[index]:
+                    returns.append(float(total[index]))
+                    lengths.append(int(length[index]))
+                    wanted[index] -= 1
+                total[index], length[index] = 0.0, 0
+            fresh = ended
+            if length.max() >= _LONGEST_EPISODE:
+                raise EnvironmentFault(
+                    f"an episode has not ended after {_LONGEST_EPISODE} steps; wrap it in gymnasium.wrappers.TimeLimit"
+                )
+    except EnvironmentFault as fault:
+        raise EnvironmentFault(f"{name}: evaluation: {fault}") from fault
+    finally:
+        simulator.close()
+    return {
+        "return": {"mean": float(np.mean(returns)), "std": float(np.std(returns)), "episodes": episodes},
+        "length": {"mean": float(np.mean(lengths))},
+    }
+
+
+def film(agent: Agent, environment: str | Callable[[], Any], file: str | Path, *, seed: int = 0) -> None:
+    """One deterministic episode as a moving picture, .gif or .mp4 (which needs imageio-ffmpeg).
+
+    Raises RunError where the environment cannot be drawn here or the file cannot be written.
+    """
+    import imageio.v2 as imageio
+
+    file = Path(file)
+    if file.suffix not in (".gif", ".mp4"):
+        raise RunError(f"video must end in .gif or .mp4, but {file.name!r} came")
+    try:
+        env = maker(environment, render_mode="rgb_array")()
+        try:
+            observation, info = env.reset(seed=seed)
+            frames, over = [env.render()], False
+            while not over and len(frames) < _LONGEST_EPISODE:
+                mask = info.get("action_mask")
+                observation, _, terminated, truncated, info = env.step(agent.act(observation, mask))
+                frames.append(env.render())
+                over = terminated or truncated
+            rate = env.metadata.get("render_fps", 30)
+        finally:
+            env.close()
+        options = {"duration": 1000 / rate, "loop": 0} if file.suffix == ".gif" else {"fps": rate}
+        imageio.mimwrite(file, frames, **options)  # type: ignore[arg-type]
+    except Exception as error:
+        line = " ".join(f"{type(error).__name__}: {error}".split())
+        raise RunError(f"video {file} cannot be made: {line}") from error

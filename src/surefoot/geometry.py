@@ -1,0 +1,230 @@
+"""The geometry of a policy over a batch: surrogate, Fisher operator, divergences.
+
+Everything is a sum over rows, so that it can be taken in chunks: `chunk` rows at a time bound the memory
+whatever the batch's size, and 0 takes the whole batch at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from surefoot.batch import Batch, rows, weighted_sum
+from surefoot.policy import Policy, flatten
+
+Vector = Float[Array, " P"]
+
+
+def surrogate(policy: Policy, batch: Batch) -> Float[Array, ""]:
+    """sum_i base_i pi(a_i|s_i) A_i: the importance-weighted objective whose gradient at the old policy is
+    the policy gradient (Kakade & Langford 2002; Schulman et al. 2015, equation 14). In units of
+    `batch.advantage`."""
+    log_prob = policy(batch.observation, batch.mask).log_prob(batch.action)
+    return jnp.sum(_ratio(batch, log_prob) * batch.advantage)
+
+
+def _ratio(batch: Batch, log_prob: Float[Array, " B"]) -> Float[Array, " B"]:
+    """base * pi(a|s) of each row: weight times the importance ratio for samples, d(s) pi(a|s) for
+    enumerated rows. 0 where base is 0, also where pi is 0 or infinite."""
+    outside = jnp.isneginf(batch.log_base)
+    exponent = jnp.where(outside, 0, batch.log_base) + jnp.where(outside, 0, log_prob)
+    return jnp.where(outside, 0, jnp.exp(exponent))
+
+
+def surrogate_gradient(policy: Policy, batch: Batch, *, chunk: int = 0) -> Vector:
+    """Gradient of the surrogate in the policy's trainable parameters, [P]."""
+    theta, rebuild = flatten(policy)
+    gradient = jax.grad(lambda parameters, part: surrogate(rebuild(parameters), part))
+    return _sum_over_chunks(lambda part: gradient(theta, part), batch, chunk)
+
+
+def fisher_operator(policy: Policy, batch: Batch, *, chunk: int = 0) -> Callable[[Vector], Vector]:
+    """v -> F v with F = sum_i weight_i J_i^T M_i J_i, [P] -> [P].
+
+    J is the Jacobian of the distribution's parameters in the policy's, M the head's metric: one
+    forward-mode and one reverse-mode product, positive semidefinite by construction, for every
+    parametrisation and both directions of KL. Unchunked, the policy is linearised once and each product
+    reuses that; chunked, each product linearises chunk by chunk and keeps nothing.
+
+    Source: Schulman et al. 2015, appendix C.1. Differences: (1) weighted rows.
+    """
+    theta, rebuild = flatten(policy)
+
+    def linearised(part: Batch) -> Callable[[Vector], Vector]:
+        _, push, here = jax.linearize(_parameters_of(rebuild, part), theta, has_aux=True)
+        pull = jax.linear_transpose(push, theta)
+
+        def product(v: Vector) -> Vector:
+            tangent = eqx.combine(push(v), here)
+            image = eqx.filter(here.metric(tangent), eqx.is_inexact_array)
+            (result,) = pull(jax.tree.map(lambda leaf: _scale_rows(part.weight, leaf), image))
+            return result
+
+        return product
+
+    if not chunk or chunk >= batch.size:
+        return linearised(batch)
+    return lambda v: _sum_over_chunks(lambda part: linearised(part)(v), batch, chunk)
+
+
+def fisher_quadratic(policy: Policy, batch: Batch, v: Vector, *, chunk: int = 0) -> Float[Array, ""]:
+    """v^T F v by forward mode alone: twice the quadratic model of the KL of a step v."""
+    theta, rebuild = flatten(policy)
+
+    def quadratic(part: Batch) -> Array:
+        _, tangent, here = jax.jvp(_parameters_of(rebuild, part), (theta,), (v,), has_aux=True)
+        image = eqx.filter(here.metric(eqx.combine(tangent, here)), eqx.is_inexact_array)
+        products = jax.tree.map(lambda a, b: jnp.sum(a * b, axis=tuple(range(1, a.ndim))), tangent, image)
+        return weighted_sum(part.weight, sum(jax.tree.leaves(products)))
+
+    return _sum_over_chunks(quadratic, batch, chunk)
+
+
+class Movement(NamedTuple):
+    """How far a policy is from the batch's old one, and what that is worth on the batch.
+
+    Attributes:
+        surrogate_gain: surrogate minus that of the old policy, sum of base (pi' - pi) A, in units of
+            `batch.advantage`.
+        kl: mean over states of KL(old || new), nats.
+        reverse_kl: mean over states of KL(new || old), nats.
+        max_kl: largest KL(old || new) over states of positive weight, nats.
+        tv: mean over states of total variation (an upper bound where the head has no closed form).
+        max_tv: the largest.
+        entropy: mean entropy of the new policy, nats.
+        effective_sample_size: (sum m)^2 / sum m^2 with m = base pi' of each row, in rows: for samples of
+            equal weight, that of the importance ratios.
+    """
+
+    surrogate_gain: Float[Array, ""]
+    kl: Float[Array, ""]
+    reverse_kl: Float[Array, ""]
+    max_kl: Float[Array, ""]
+    tv: Float[Array, ""]
+    max_tv: Float[Array, ""]
+    entropy: Float[Array, ""]
+    effective_sample_size: Float[Array, ""]
+
+
+def movement(policy: Policy, batch: Batch, *, chunk: int = 0) -> Movement:
+    """Compare `policy` with the batch's old one on every row."""
+
+    def each_row(part: Batch) -> Any:
+        new = policy(part.observation, part.mask)
+        new_mass = _ratio(part, new.log_prob(part.action))
+        old_mass = _ratio(part, part.old.log_prob(part.action))
+        gain = jnp.where(new_mass == old_mass, 0, new_mass - old_mass) * part.advantage
+        return gain, part.old.kl(new), new.kl(part.old), part.old.tv(new), new.entropy(), new_mass
+
+    gain, kl, reverse_kl, tv, entropy, mass = _map_over_chunks(each_row, batch, chunk)
+    seen = batch.weight > 0
+    return Movement(
+        surrogate_gain=jnp.sum(gain),
+        kl=weighted_sum(batch.weight, kl),
+        reverse_kl=weighted_sum(batch.weight, reverse_kl),
+        max_kl=jnp.max(jnp.where(seen, kl, 0)),
+        tv=weighted_sum(batch.weight, tv),
+        max_tv=jnp.max(jnp.where(seen, tv, 0)),
+        entropy=weighted_sum(batch.weight, entropy),
+        effective_sample_size=_effective_sample_size(mass),
+    )
+
+
+def unmoved(batch: Batch) -> Movement:
+    """`movement` of the old policy itself, from what the batch holds."""
+    zero = jnp.zeros_like(batch.weight[0])
+    return Movement(
+        surrogate_gain=zero,
+        kl=zero,
+        reverse_kl=zero,
+        max_kl=zero,
+        tv=zero,
+        max_tv=zero,
+        entropy=weighted_sum(batch.weight, batch.old.entropy()),
+        effective_sample_size=_effective_sample_size(_ratio(batch, batch.old.log_prob(batch.action))),
+    )
+
+
+def _effective_sample_size(mass: Float[Array, " B"]) -> Float[Array, ""]:
+    squares = jnp.sum(mass**2)
+    return jnp.where(squares > 0, jnp.sum(mass) ** 2 / jnp.where(squares > 0, squares, 1), 0)
+
+
+def gain_and_kl(policy: Policy, batch: Batch, *, chunk: int = 0) -> tuple[Array, Array]:
+    """(surrogate_gain, kl) of `movement` alone: what a line search asks of each candidate."""
+
+    def each_row(part: Batch) -> Any:
+        new = policy(part.observation, part.mask)
+        new_mass = _ratio(part, new.log_prob(part.action))
+        old_mass = _ratio(part, part.old.log_prob(part.action))
+        return jnp.where(new_mass == old_mass, 0, new_mass - old_mass) * part.advantage, part.old.kl(new)
+
+    gain, kl = _map_over_chunks(each_row, batch, chunk)
+    return jnp.sum(gain), weighted_sum(batch.weight, kl)
+
+
+def subsample(batch: Batch, share: float) -> Batch:
+    """Every k-th row, k = round(1/share), with weights that again sum to 1; the whole batch for share 1."""
+    stride = max(1, round(1 / share))
+    if stride == 1:
+        return batch
+    part = rows(batch, slice(None, None, stride))
+    total = jnp.maximum(jnp.sum(part.weight), jnp.finfo(part.weight.dtype).tiny)
+    return eqx.tree_at(lambda b: b.weight, part, part.weight / total)
+
+
+def _parameters_of(rebuild: Callable[[Vector], Policy], part: Batch) -> Callable[[Vector], tuple[Any, Any]]:
+    """theta -> (the distribution's parameters on these rows, the distribution)."""
+
+    def parameters(theta: Vector) -> tuple[Any, Any]:
+        distribution = rebuild(theta)(part.observation, part.mask)
+        return eqx.filter(distribution, eqx.is_inexact_array), distribution
+
+    return parameters
+
+
+def _scale_rows(weight: Array, leaf: Array) -> Array:
+    return leaf * weight.reshape(weight.shape + (1,) * (leaf.ndim - weight.ndim))
+
+
+def _in_chunks(batch: Batch, chunk: int) -> Batch:
+    """The batch as [chunks, chunk, ...]; the last chunk is filled up with rows of weight 0."""
+    missing = -batch.size % chunk
+    padded = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[:1].repeat(missing, axis=0)]), batch)
+    real = jnp.arange(batch.size + missing) < batch.size
+    padded = eqx.tree_at(
+        lambda b: (b.weight, b.log_base, b.advantage),
+        padded,
+        (
+            jnp.where(real, padded.weight, 0),
+            jnp.where(real, padded.log_base, -jnp.inf),
+            jnp.where(real, padded.advantage, 0),
+        ),
+    )
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, chunk, *leaf.shape[1:]), padded)
+
+
+def _sum_over_chunks(function: Callable[[Batch], Array], batch: Batch, chunk: int) -> Array:
+    if not chunk or chunk >= batch.size:
+        return function(batch)
+    parts = _in_chunks(batch, chunk)
+    shape = jax.eval_shape(function, jax.tree.map(lambda leaf: leaf[0], parts))
+
+    def add(total, part):
+        return total + function(part), None
+
+    total, _ = jax.lax.scan(add, jnp.zeros(shape.shape, shape.dtype), parts)
+    return total
+
+
+def _map_over_chunks(function: Callable[[Batch], Any], batch: Batch, chunk: int) -> Any:
+    """`function`'s row-wise results [B] for the whole batch."""
+    if not chunk or chunk >= batch.size:
+        return function(batch)
+    mapped = jax.lax.map(function, _in_chunks(batch, chunk))
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[: batch.size], mapped)

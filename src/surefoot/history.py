@@ -1,0 +1,69 @@
+"""Reading a run folder. Imports nothing of surefoot but its errors: what is read here was only ever written."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from surefoot.errors import RunError, did_you_mean
+
+
+@dataclass(frozen=True)
+class History:
+    """What a run recorded.
+
+    Attributes:
+        path: the run's folder.
+        config: its config.json.
+        rows: one dictionary an update, in order; null where an update has no such value.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+    def column(self, key: str) -> np.ndarray:
+        """One metric over all updates, float64 [updates]; NaN where it is null. Raises RunError if unknown."""
+        if self.rows and not any(key in row for row in self.rows):
+            raise RunError(f"{self.path} records no {key!r}{did_you_mean(key, self.rows[0])}")
+        return np.array([_number(row.get(key)) for row in self.rows], np.float64)
+
+
+def _number(value: Any) -> float:
+    # "inf", "-inf" and "nan" are how non-finite numbers are written.
+    return math.nan if value is None else float(value)
+
+
+def read(path: str | os.PathLike) -> History:
+    """The history of a run folder. A torn last line, as a kill leaves it, is left out.
+
+    Raises RunError where the folder holds no run or a line in the middle cannot be read.
+    """
+    folder = Path(path)
+    try:
+        configuration = json.loads((folder / "config.json").read_text())
+        lines = (folder / "metrics.jsonl").read_text().split("\n")
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder} holds no run that can be read: {error}") from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("not an object")
+        except ValueError:
+            if number == len(lines):
+                break
+            raise RunError(f"{folder}/metrics.jsonl, line {number}, is not a JSON object") from None
+        rows.append(row)
+    if not isinstance(configuration, dict):
+        raise RunError(f"{folder}/config.json is not a JSON object")
+    return History(folder, configuration, rows)

@@ -1,0 +1,99 @@
+"""What policy and critic are made of: a perceptron and a normaliser of its inputs."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "silu": jax.nn.silu, "elu": jax.nn.elu}
+
+_CLIP = 10.0
+
+
+class Perceptron(eqx.Module):
+    """A multilayer perceptron on batches of any leading axes.
+
+    Weights are orthogonal with gain sqrt(2) in hidden layers and `final_gain` in the last (Saxe et al.
+    2014; the gains are those of Andrychowicz et al. 2021), biases zero.
+    """
+
+    weights: list[Float[Array, "fan_in fan_out"]]
+    biases: list[Float[Array, " fan_out"]]
+    activation: str = eqx.field(static=True)
+
+    def __init__(
+        self,
+        sizes: tuple[int, ...],
+        activation: str,
+        *,
+        final_gain: float,
+        key: PRNGKeyArray,
+        dtype: np.dtype | type = np.float32,
+    ):
+        """`sizes` are the widths from input to output."""
+        layers = list(zip(sizes[:-1], sizes[1:], strict=True))
+        gains = [float(np.sqrt(2))] * (len(layers) - 1) + [final_gain]
+        keys = jax.random.split(key, len(layers))
+        self.weights = [
+            jax.nn.initializers.orthogonal(gain)(k, shape, dtype)
+            for gain, k, shape in zip(gains, keys, layers, strict=True)
+        ]
+        self.biases = [jnp.zeros(fan_out, dtype) for _, fan_out in layers]
+        self.activation = activation
+
+    def __call__(self, x: Float[Array, "... fan_in"]) -> Float[Array, "... fan_out"]:
+        """The outputs for inputs of any leading axes."""
+        activation = ACTIVATIONS[self.activation]
+        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
+            x = activation(x @ weight + bias)
+        return x @ self.weights[-1] + self.biases[-1]
+
+
+class Normaliser(eqx.Module):
+    """Running mean and variance of feature vectors, and their use.
+
+    Frozen while an iteration collects and updates; `observe` returns the next one. Merging is that of
+    Chan et al. 1983, and does not depend on how the features were split into batches beyond rounding.
+    Features outside `active` (one-hot and binary ones) pass unchanged.
+    """
+
+    mean: Float[Array, " width"]
+    variance: Float[Array, " width"]
+    count: Float[Array, ""]
+    active: tuple[bool, ...] = eqx.field(static=True)
+
+    @staticmethod
+    def identity(active: np.ndarray, dtype: np.dtype | type = np.float32) -> Normaliser:
+        """A normaliser that has seen nothing: mean 0, variance 1."""
+        width = len(active)
+        flags = tuple(bool(flag) for flag in active)
+        return Normaliser(jnp.zeros(width, dtype), jnp.ones(width, dtype), jnp.zeros((), dtype), flags)
+
+    def __call__(self, features: Float[Array, "... width"]) -> Float[Array, "... width"]:
+        """(features - mean) / standard deviation, clipped to [-10, 10], where active."""
+        if not any(self.active):
+            return features
+        scaled = (features - self.mean) * jax.lax.rsqrt(self.variance + 1e-8)
+        scaled = jnp.clip(scaled, -_CLIP, _CLIP)
+        return scaled if all(self.active) else jnp.where(np.asarray(self.active), scaled, features)
+
+    def observe(self, features: Float[Array, "... width"], real: Bool[Array, "..."]) -> Normaliser:
+        """The normaliser that has also seen `features` where `real` is True."""
+        if not any(self.active):
+            return self
+        weight = real.astype(self.mean.dtype)[..., None]
+        leading = tuple(range(features.ndim - 1))
+        seen = jnp.sum(weight)
+        safe = jnp.maximum(seen, 1)
+        # Sums are taken around the running mean, so large offsets cost no digits.
+        centred = features - self.mean
+        shift = jnp.sum(weight * centred, axis=leading) / safe
+        spread = jnp.sum(weight * (centred - shift) ** 2, axis=leading) / safe
+        total = self.count + seen
+        share = seen / jnp.maximum(total, 1)
+        mean = self.mean + share * shift
+        variance = (1 - share) * self.variance + share * spread + share * (1 - share) * shift**2
+        return Normaliser(mean, variance, total, self.active)

@@ -1,0 +1,98 @@
+"""Policies: from an observation (and an action mask) to a distribution over actions."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from surefoot import config
+from surefoot.distributions import Distribution
+from surefoot.networks import Normaliser, Perceptron
+from surefoot.spaces import ActionMap, Encoder, Head, make_encoder, make_head
+
+
+class Policy(eqx.Module):
+    """Abstract: what a rule improves.
+
+    A policy is a tree. `trainable` says which of its leaves a rule may move; everything else (a
+    normaliser's statistics) is carried along untouched.
+    """
+
+    @abstractmethod
+    def __call__(self, observation: Any, mask: Bool[Array, "... K"] | None = None) -> Distribution:
+        """The action distribution for observations of any leading axes."""
+
+    @abstractmethod
+    def trainable(self) -> Any:
+        """A tree of bools with this policy's structure."""
+
+
+class NeuralPolicy(Policy):
+    """A perceptron on normalised observations; Gaussian policies have one log std a dimension, free of state."""
+
+    normaliser: Normaliser
+    network: Perceptron
+    log_std: Float[Array, " D"] | None
+    encoder: Encoder = eqx.field(static=True)
+    head: Head = eqx.field(static=True)
+    action_map: ActionMap = eqx.field(static=True)
+
+    def __call__(self, observation: Any, mask: Bool[Array, "... K"] | None = None) -> Distribution:
+        features = self.normaliser(self.encoder(observation, self.normaliser.mean.dtype))
+        return self.head(self.network(features), self.log_std, mask)
+
+    def trainable(self) -> NeuralPolicy:
+        everything = jax.tree.map(eqx.is_inexact_array, self)
+        return eqx.tree_at(lambda p: p.normaliser, everything, jax.tree.map(lambda _: False, self.normaliser))
+
+    def observed(self, observation: Any, real: Bool[Array, "..."]) -> NeuralPolicy:
+        """The same policy with a normaliser that has also seen these observations where `real`."""
+        features = self.encoder(observation, self.normaliser.mean.dtype)
+        return eqx.tree_at(lambda p: p.normaliser, self, self.normaliser.observe(features, real))
+
+
+def make_policy(
+    observation_space: Any,
+    action_space: Any,
+    network: config.Network,
+    key: PRNGKeyArray,
+    dtype: np.dtype | type = np.float32,
+) -> NeuralPolicy:
+    """A freshly initialised policy for two Gymnasium spaces. Raises UnsupportedSpace.
+
+    The last layer starts at a hundredth of the usual scale, so that the first policy is nearly uniform
+    (categorical) or nearly centred (Gaussian) whatever it observes.
+    """
+    encoder = make_encoder(observation_space)
+    head, action_map = make_head(action_space)
+    sizes = (encoder.width, *network.hidden, head.outputs)
+    return NeuralPolicy(
+        normaliser=Normaliser.identity(encoder.normalised & network.normalise, dtype),
+        network=Perceptron(sizes, network.activation, final_gain=0.01, key=key, dtype=dtype),
+        log_std=jnp.full(head.outputs, network.log_std, dtype) if head.gaussian else None,
+        encoder=encoder,
+        head=head,
+        action_map=action_map,
+    )
+
+
+def flatten(policy: Policy) -> tuple[Float[Array, " P"], Callable[[Float[Array, " P"]], Policy]]:
+    """The trainable parameters theta as one vector, and the policy as a function of theta.
+
+    Everything that is not trainable is closed over as it is.
+    """
+    parameters, rest = eqx.partition(policy, policy.trainable())
+    theta, unflatten = ravel_pytree(parameters)
+
+    def rebuild(theta: Float[Array, " P"]) -> Policy:
+        return eqx.combine(unflatten(theta), rest)
+
+    return theta, rebuild

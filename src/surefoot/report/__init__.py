@@ -1,0 +1,1 @@
+"""From a run's files to pictures. Reads files through `surefoot.history`, never live objects."""

@@ -1,0 +1,59 @@
+"""The learning-curve picture of a run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from surefoot.history import History, read
+
+
+def learning_curve(run: str | os.PathLike, file: str | os.PathLike | None = None) -> Path:
+    """Draw a run: return with spread, KL against the radius with refusals marked, explained variance.
+
+    Written to `file`, by default learning_curve.png in the run's folder. Raises RunError.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    history = read(run)
+    target = Path(file) if file is not None else history.path / "learning_curve.png"
+    figure = Figure(figsize=(8, 7.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    returns, movement, critic = figure.subplots(3, 1, sharex=True, height_ratios=[2, 1, 1])
+    steps = history.column("steps")
+    _returns(returns, history, steps)
+    _movement(movement, history, steps)
+    critic.plot(steps, history.column("explained_variance"), color="tab:green", linewidth=1)
+    critic.set(ylabel="explained variance", ylim=(-0.5, 1.05), xlabel="environment steps")
+    for axes in (returns, movement, critic):
+        axes.grid(alpha=0.25)
+    settings = history.config
+    returns.set_title(f"{settings.get('environment')}  ·  {settings.get('rule')}  ·  seed {settings.get('seed')}")
+    figure.savefig(target, dpi=120, format="png")
+    return target
+
+
+def _returns(axes, history: History, steps: np.ndarray) -> None:
+    mean, std = history.column("return_mean"), history.column("return_std")
+    known = np.isfinite(mean)
+    axes.plot(steps[known], mean[known], color="tab:blue", linewidth=1.2, label="mean of the episodes that ended")
+    band = (mean - std)[known], (mean + std)[known]
+    axes.fill_between(steps[known], *band, color="tab:blue", alpha=0.2, linewidth=0, label="± 1 standard deviation")
+    axes.set_ylabel("return")
+    axes.legend(loc="best", frameon=False, fontsize=8)
+
+
+def _movement(axes, history: History, steps: np.ndarray) -> None:
+    kl, accepted = history.column("kl"), history.column("accepted") > 0
+    axes.plot(steps, kl, color="tab:orange", linewidth=1, label="KL(old‖new)")
+    radius = history.column("radius")
+    if history.rows and history.rows[0].get("radius_is_kl"):
+        axes.plot(steps, radius, color="black", linewidth=0.8, linestyle="--", label="radius")
+    if not accepted.all():
+        refused = steps[~accepted]
+        axes.plot(refused, np.zeros_like(refused), "x", color="tab:red", markersize=4, label="refused")
+    axes.set(ylabel="KL (nats)", ylim=(0, None))
+    axes.legend(loc="best", frameon=False, fontsize=8)

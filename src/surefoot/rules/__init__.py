@@ -1,0 +1,11 @@
+"""The rules: one file each, one interface for all. A new rule is a file here and a line below."""
+
+from surefoot.rules.base import Memory, Rule, UpdateReport
+from surefoot.rules.npg import NPG
+from surefoot.rules.pg import PG
+from surefoot.rules.trpo import TRPO
+
+RULES: dict[str, type[Rule]] = {rule.settings_class.name: rule for rule in (TRPO, NPG, PG)}
+"""Every rule by the name that the command line and config.json use."""
+
+__all__ = ["NPG", "PG", "RULES", "TRPO", "Memory", "Rule", "UpdateReport"]

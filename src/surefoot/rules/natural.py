@@ -1,0 +1,66 @@
+"""The step that the natural gradient and TRPO share: along F^-1 g, to the KL radius."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from surefoot.batch import Batch, standardised
+from surefoot.errors import SettingError
+from surefoot.geometry import fisher_operator, fisher_quadratic, subsample, surrogate_gradient
+from surefoot.policy import Policy
+from surefoot.rules.base import Proposal
+from surefoot.steps import conjugate_gradients, step_to_radius
+
+
+def check_subsample(rule: Any) -> None:
+    """Refuse a subsampled Fisher matrix without damping: the gradient may leave its range.
+
+    Raises SettingError.
+    """
+    known = not isinstance(rule.damping, jax.Array)
+    if rule.subsample < 1 and known and np.any(np.asarray(rule.damping) <= 0):
+        raise SettingError(
+            f"damping must be above 0 with subsample {rule.subsample:g}, but 0 came: "
+            "the gradient of the whole batch may leave the range of a part's Fisher matrix"
+        )
+
+
+def measured(rule: Any, batch: Batch):
+    """The batch that the step is computed from, and the unit that turns its gains into reward units."""
+    return standardised(batch) if rule.standardise else (batch, jnp.ones_like(batch.weight[0]))
+
+
+def natural_step(rule: Any, policy: Policy, batch: Batch) -> Proposal:
+    """step = alpha x, with (F + damping I) x = g by conjugate gradients and alpha = sqrt(2 radius / x^T F x).
+
+    F is taken on a subsample of the rows while solving; x^T F x on all of them and without damping, so
+    that the quadratic model of the step's KL on the batch is the radius whatever was damped or left out.
+    The multiplier of max g^T d - lambda (d^T F d / 2 - radius) at d = x/lambda is lambda = 1/alpha.
+    """
+    gradient = surrogate_gradient(policy, batch, chunk=rule.chunk)
+    part = subsample(batch, rule.subsample)
+    solution = conjugate_gradients(
+        fisher_operator(policy, part, chunk=rule.chunk),
+        gradient,
+        damping=rule.damping,
+        iterations=rule.iterations,
+        tolerance=rule.tolerance,
+    )
+    quadratic = fisher_quadratic(policy, batch, solution.x, chunk=rule.chunk)
+    alpha = step_to_radius(quadratic, rule.radius)
+    step = alpha * solution.x
+    return Proposal(
+        step=step,
+        scale=jnp.ones_like(alpha),
+        acceptable=alpha > 0,
+        predicted_gain=jnp.vdot(gradient, step),
+        predicted_kl=0.5 * alpha**2 * quadratic,
+        multiplier=1 / alpha,
+        backtracks=jnp.asarray(0, jnp.int32),
+        solver_iterations=solution.iterations,
+        solver_residual=solution.residual,
+    )

@@ -1,0 +1,45 @@
+"""What every source is: experience by the policy, and a state that can be saved and gone on from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import gymnasium
+from jaxtyping import PRNGKeyArray
+
+from surefoot.batch import Trajectory
+from surefoot.policy import NeuralPolicy
+
+
+class Source(ABC):
+    """Abstract: N environments that a policy acts in.
+
+    `collect` is a function of its arguments: the same policy, state and key give the same trajectory and
+    the same next state, also for a state that is not the newest.
+
+    Attributes:
+        name: what the user called the environment.
+        observation_space: of one environment.
+        action_space: of one environment.
+        envs: how many environments, N.
+        horizon: steps of each that one `collect` takes, T.
+    """
+
+    name: str
+    observation_space: gymnasium.Space
+    action_space: gymnasium.Space
+    envs: int
+    horizon: int
+
+    @abstractmethod
+    def reset(self, key: PRNGKeyArray) -> Any:
+        """The state in which every environment stands at the start of its first episode."""
+
+    @abstractmethod
+    def collect(self, policy: NeuralPolicy, state: Any, key: PRNGKeyArray) -> tuple[Trajectory, Any]:
+        """Act for T steps in each environment: the trajectory and the state after it."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let the environments go. The source can still be used: it builds them again."""

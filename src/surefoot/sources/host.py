@@ -1,0 +1,288 @@
+"""Environments that live outside JAX: stepped from Python, saved as a seed and a list of actions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from surefoot.batch import Trajectory
+from surefoot.errors import EnvironmentFault
+from surefoot.policy import NeuralPolicy
+from surefoot.sources.base import Source
+from surefoot.spaces import space_tree
+
+
+class Observed(NamedTuple):
+    """What N environments show: a tree of arrays [N, ...] and the allowed actions [N, K] or None."""
+
+    observation: Any
+    mask: np.ndarray | None
+
+
+class Stepped(NamedTuple):
+    """What a step of N environments gives, under next-step autoreset. Arrays are [N]."""
+
+    observed: Observed
+    reward: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+
+
+class Simulator(Protocol):
+    """N live environments. The same seeds and actions must give the same results."""
+
+    observation_space: gymnasium.Space
+    action_space: gymnasium.Space
+
+    def reset(self, seeds: list[int]) -> Observed:
+        """Start every environment from its own seed."""
+
+    def step(self, actions: np.ndarray) -> Stepped:
+        """Step every environment; one whose episode has just ended is reset instead."""
+
+    def close(self) -> None:
+        """Let the environments go."""
+
+
+@dataclass(frozen=True)
+class HostState:
+    """Where N environments stand, as a value: their seed and the actions since they were last restarted.
+
+    Attributes:
+        seed: of the source; a restart derives new seeds from it.
+        restarts: how many restarts there were.
+        actions: what the environments were given since the last one, a block [T, N, ...] a collection.
+        observed: what they show now.
+        ended: whose episode has just ended, bool [N].
+        time: steps since each episode's start, [N].
+        steps: steps of each environment since the source's reset.
+    """
+
+    seed: int
+    restarts: int
+    actions: tuple[np.ndarray, ...]
+    observed: Observed
+    ended: np.ndarray
+    time: np.ndarray
+    steps: int
+
+
+class HostSource(Source):
+    """N simulators acted in with one compiled call a step, each step written into arrays made beforehand.
+
+    The live environments are only a cache of the state that they stand in: asked to go on from any other
+    state, the source rebuilds them from the seed and replays the actions. Every `restart_every` steps they
+    are restarted from a new seed, so that the actions kept stay few; episodes cut by that are dropped.
+    """
+
+    def __init__(
+        self,
+        make_simulator: Callable[[], Simulator],
+        *,
+        name: str,
+        envs: int,
+        horizon: int,
+        restart_every: int,
+    ):
+        self.name = name
+        self.envs = envs
+        self.horizon = horizon
+        self._restart_every = restart_every
+        self._make_simulator = make_simulator
+        self._simulator: Simulator | None = make_simulator()
+        self.observation_space = self._simulator.observation_space
+        self.action_space = self._simulator.action_space
+        self._layout = space_tree(self.observation_space)
+        self._live: HostState | None = None
+        self._act: dict[Any, Callable] = {}
+
+    def reset(self, key: PRNGKeyArray) -> HostState:
+        """The start of every environment's first episode; the key's bits become the source's seed."""
+        return self._start(int(jax.random.bits(key, (), jnp.uint32)), restarts=0, steps=0)
+
+    def collect(self, policy: NeuralPolicy, state: HostState, key: PRNGKeyArray) -> tuple[Trajectory, HostState]:
+        """T steps of each environment. Raises EnvironmentFault, naming environment, index and step."""
+        if sum(len(block) for block in state.actions) >= self._restart_every:
+            state = self._start(state.seed, state.restarts + 1, state.steps)
+        simulator = self._standing_at(state)
+        self._live = None  # until this collection is whole
+        steps, envs = self.horizon, self.envs
+        observations = jax.tree.map(
+            lambda leaf: np.empty((steps + 1, *leaf.shape), _compact(leaf.dtype)), state.observed.observation
+        )
+        masks = None if state.observed.mask is None else np.empty((steps + 1, *state.observed.mask.shape), bool)
+        reward = np.empty((steps, envs), np.float64)
+        terminated, truncated = np.empty((steps, envs), bool), np.empty((steps, envs), bool)
+        act, leaves = self._compiled(policy)
+        sampled, given, log_prob = [], [], np.empty((steps, envs), np.float32)
+        observed = state.observed
+        step = 0
+        try:
+            for step in range(steps):
+                _write(observations, masks, step, observed)
+                action, mapped, log_prob[step] = act(leaves, *_read(observations, masks, step), key, np.uint32(step))
+                sampled.append(np.asarray(action))
+                given.append(np.asarray(mapped, self.action_space.dtype))
+                observed, reward[step], terminated[step], truncated[step] = simulator.step(given[-1])
+            _write(observations, masks, steps, observed)
+        except EnvironmentFault as fault:
+            self._check(observations, masks, reward, step, state.steps)
+            raise EnvironmentFault(f"{self.name}: step {state.steps + step}: {fault}") from fault
+        self._check(observations, masks, reward, steps, state.steps)
+
+        ended = np.concatenate([state.ended[None], terminated | truncated])
+        time, now = _times(ended, state.time)
+        trajectory = Trajectory(
+            observation=observations,
+            mask=masks,
+            action=np.stack(sampled),
+            log_prob=log_prob,
+            reward=reward.astype(np.float32),
+            terminated=terminated,
+            truncated=truncated & ~terminated,
+            reset=ended[:-1],
+            time=time,
+        )
+        self._live = HostState(
+            seed=state.seed,
+            restarts=state.restarts,
+            actions=(*state.actions, np.stack(given)),
+            observed=_copy(observed),
+            ended=ended[-1],
+            time=now,
+            steps=state.steps + steps,
+        )
+        return trajectory, self._live
+
+    def close(self) -> None:
+        if self._simulator is not None:
+            self._simulator.close()
+        self._simulator, self._live = None, None
+
+    def _start(self, seed: int, restarts: int, steps: int) -> HostState:
+        observed = self._reset_simulator(seed, restarts)
+        nothing = np.zeros(self.envs, np.int32)
+        self._live = HostState(seed, restarts, (), _copy(observed), nothing > 0, nothing, steps)
+        return self._live
+
+    def _reset_simulator(self, seed: int, restarts: int) -> Observed:
+        if self._simulator is None:
+            self._simulator = self._make_simulator()
+        seeds = np.random.SeedSequence((seed, restarts)).generate_state(self.envs, np.uint32)
+        try:
+            return self._simulator.reset([int(value) & 0x7FFFFFFF for value in seeds])
+        except EnvironmentFault as fault:
+            raise EnvironmentFault(f"{self.name}: {fault}") from fault
+
+    def _standing_at(self, state: HostState) -> Simulator:
+        """The live environments, rebuilt and replayed where they stand elsewhere."""
+        if self._live is not state or self._simulator is None:
+            self.close()
+            observed = self._reset_simulator(state.seed, state.restarts)
+            assert self._simulator is not None
+            for block in state.actions:
+                for actions in block:
+                    observed = self._simulator.step(actions).observed
+            same = jax.tree.map(lambda a, b: bool(np.array_equal(a, b, equal_nan=True)), observed, state.observed)
+            if not all(jax.tree.leaves(same)):
+                raise EnvironmentFault(
+                    f"{self.name}: the environment does not repeat under its seed: given the same seed and "
+                    "actions it showed other observations, so this state cannot be gone on from"
+                )
+        return self._simulator
+
+    def _compiled(self, policy: NeuralPolicy) -> tuple[Callable, list]:
+        """One compiled acting step for policies of this structure, and this policy's leaves.
+
+        Flattening once a collection instead of once a step keeps Python out of the loop.
+        """
+        leaves, structure = jax.tree.flatten(policy)
+        if structure not in self._act:
+
+            def act(leaves: list, observation: Any, mask: Any, key: Any, step: Any) -> Any:
+                policy = jax.tree.unflatten(structure, leaves)
+                distribution = policy(observation, mask)
+                action = distribution.sample(jax.random.fold_in(key, step))
+                return action, policy.action_map(action), distribution.log_prob(action)
+
+            self._act[structure] = jax.jit(act)
+        return self._act[structure], leaves
+
+    def _check(self, observations: Any, masks: Any, reward: np.ndarray, steps: int, before: int) -> None:
+        """Raise EnvironmentFault at the first value that an environment should not have returned."""
+        problems = []
+        for path, leaf in jax.tree.leaves_with_path(observations):
+            space = _at_path(self._layout, path)
+            for row, env in _unlawful(leaf[: steps + 1], space):
+                # What row t shows came from step t - 1.
+                problems.append((row - 1, env, f"observation{jax.tree_util.keystr(path)}", leaf[row, env]))
+        for row, env in np.argwhere(~np.isfinite(reward[:steps]))[:1]:
+            problems.append((row, env, "reward", reward[row, env]))
+        if masks is not None:
+            for row, env in np.argwhere(~masks[: steps + 1].any(axis=-1))[:1]:
+                problems.append((row - 1, env, "action_mask", "nothing allowed"))
+        if problems:
+            row, env, what, value = min(problems, key=lambda problem: problem[:2])
+            shown = np.array2string(np.asarray(value), threshold=8, edgeitems=3).replace("\n", " ")
+            where = f"step {before + row}" if row >= 0 or before else "reset"
+            raise EnvironmentFault(f"{self.name}: {where}: environment {env} returned {what} {shown}")
+
+
+def _compact(dtype: np.dtype) -> np.dtype:
+    """What JAX would make of it, so that nothing is converted twice."""
+    if np.issubdtype(dtype, np.floating):
+        return np.dtype(np.float32)
+    return np.dtype(np.int32) if np.issubdtype(dtype, np.integer) and dtype.itemsize > 4 else dtype
+
+
+def _write(observations: Any, masks: np.ndarray | None, step: int, observed: Observed) -> None:
+    for target, value in zip(jax.tree.leaves(observations), jax.tree.leaves(observed.observation), strict=True):
+        target[step] = value
+    if masks is not None:
+        masks[step] = observed.mask
+
+
+def _read(observations: Any, masks: np.ndarray | None, step: int) -> tuple[Any, Any]:
+    row = observations[step] if isinstance(observations, np.ndarray) else jax.tree.map(lambda a: a[step], observations)
+    return row, None if masks is None else masks[step]
+
+
+def _copy(observed: Observed) -> Observed:
+    # Simulators may write the next observation into the same memory.
+    return jax.tree.map(np.array, observed)
+
+
+def _times(ended: np.ndarray, time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Steps since the episode's start in each row, and after the last; `ended` is [T + 1, N]."""
+    times = np.empty((len(ended) - 1, len(time)), np.int32)
+    for step, reset in enumerate(ended[:-1]):
+        times[step] = np.where(reset, 0, time)
+        time = np.where(reset, 0, time + 1)
+    return times, time.astype(np.int32)
+
+
+def _at_path(layout: Any, path: tuple) -> Any:
+    for part in path:
+        layout = layout[part.key if hasattr(part, "key") else part.idx]
+    return layout
+
+
+def _unlawful(leaf: np.ndarray, space: Any) -> np.ndarray:
+    """(row, environment) of the first entry outside what the space can hold, as an array [0 or 1, 2]."""
+    flat = leaf.reshape(*leaf.shape[:2], -1)
+    if isinstance(space, gymnasium.spaces.Box):
+        bad = ~np.isfinite(flat).all(axis=-1)
+    elif isinstance(space, gymnasium.spaces.MultiBinary):
+        bad = ((flat != 0) & (flat != 1)).any(axis=-1)
+    else:
+        discrete = isinstance(space, gymnasium.spaces.Discrete)
+        start, count = (space.start, space.n) if discrete else (np.ravel(space.start), np.ravel(space.nvec))
+        bad = ((flat < start) | (flat >= start + count)).any(axis=-1)
+    return np.argwhere(bad)[:1]

@@ -1,0 +1,259 @@
+"""Gymnasium spaces: which encoder an observation asks for, which head an action asks for.
+
+An encoder turns one batch of observations, of any leading axes, into feature vectors; a head turns a
+network's outputs into a Distribution; an action map turns a sampled action into what the environment
+takes. All three are static: they hold sizes and limits, no parameters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnasium import spaces as gym_spaces
+from jaxtyping import Array, Bool, Float
+
+from surefoot.distributions import Bernoulli, Categorical, DiagGaussian, Distribution, MultiCategorical
+from surefoot.errors import SettingError, UnsupportedSpace
+
+SUPPORTED_OBSERVATIONS = "Box vectors, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
+SUPPORTED_ACTIONS = "Discrete, MultiDiscrete, MultiBinary and Box"
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    """One plain space inside an observation: how it is encoded."""
+
+    shape: tuple[int, ...]
+    sizes: tuple[int, ...] | None  # one-hot sizes of its whole numbers; None where it is used as it is
+    start: tuple[int, ...] = ()
+    normalised: bool = False
+
+    @property
+    def width(self) -> int:
+        return sum(self.sizes) if self.sizes is not None else prod(self.shape)
+
+    def encode(self, value: Array, dtype: Any) -> Array:
+        leading = value.shape[: value.ndim - len(self.shape)]
+        flat = value.reshape(*leading, -1)
+        if self.sizes is None:
+            return flat.astype(dtype)
+        parts = [
+            jax.nn.one_hot(flat[..., i] - self.start[i], size, dtype=dtype) for i, size in enumerate(self.sizes)
+        ]
+        return jnp.concatenate(parts, axis=-1)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Observations of one space as feature vectors of `width` numbers.
+
+    Whole-number spaces become one-hot vectors, binary ones 0/1, Box vectors stay. The leaves of a Dict or
+    Tuple lie side by side in the order in which JAX flattens them.
+    """
+
+    leaves: tuple[_Leaf, ...]
+
+    @property
+    def width(self) -> int:
+        """Numbers in a feature vector."""
+        return sum(leaf.width for leaf in self.leaves)
+
+    @property
+    def normalised(self) -> np.ndarray:
+        """Which features have a scale of their own and want normalising: bool [width]."""
+        return np.concatenate([np.full(leaf.width, leaf.normalised) for leaf in self.leaves])
+
+    def __call__(self, observation: Any, dtype: Any = jnp.float32) -> Float[Array, "... width"]:
+        """Feature vectors of a (tree of) observation arrays with any leading axes."""
+        values = jax.tree.leaves(observation)
+        encoded = [leaf.encode(jnp.asarray(value), dtype) for leaf, value in zip(self.leaves, values, strict=True)]
+        return encoded[0] if len(encoded) == 1 else jnp.concatenate(encoded, axis=-1)
+
+
+def space_tree(space: gymnasium.Space) -> Any:
+    """The plain spaces inside `space`, as a tree of the same structure as its observations."""
+    if isinstance(space, gym_spaces.Dict):
+        return {key: space_tree(sub) for key, sub in space.spaces.items()}
+    if isinstance(space, gym_spaces.Tuple):
+        return tuple(space_tree(sub) for sub in space.spaces)
+    return space
+
+
+def make_encoder(space: gymnasium.Space) -> Encoder:
+    """The encoder for an observation space. Raises UnsupportedSpace, saying what is supported."""
+    leaves = jax.tree.leaves(space_tree(space), is_leaf=lambda node: isinstance(node, gymnasium.Space))
+    if not leaves:
+        raise UnsupportedSpace(f"observation space {space} is empty; supported are {SUPPORTED_OBSERVATIONS}")
+    return Encoder(tuple(_leaf(leaf) for leaf in leaves))
+
+
+def _leaf(space: Any) -> _Leaf:
+    if isinstance(space, gym_spaces.Discrete):
+        return _Leaf((), (int(space.n),), (int(space.start),))
+    if isinstance(space, gym_spaces.MultiDiscrete):
+        sizes = tuple(int(n) for n in np.ravel(space.nvec))
+        return _Leaf(space.shape, sizes, tuple(int(n) for n in np.ravel(space.start)))
+    if isinstance(space, gym_spaces.MultiBinary):
+        return _Leaf(space.shape, None)
+    if isinstance(space, gym_spaces.Box) and len(space.shape) <= 1 and prod(space.shape) > 0:
+        return _Leaf(space.shape, None, normalised=True)
+    hint = ""
+    if isinstance(space, gym_spaces.Box) and prod(space.shape) > 0:
+        hint = "; gymnasium.wrappers.FlattenObservation makes this one a vector"
+    raise UnsupportedSpace(f"observation space {space} is not supported: supported are {SUPPORTED_OBSERVATIONS}{hint}")
+
+
+@dataclass(frozen=True)
+class Head:
+    """Network outputs [..., outputs] as a distribution over actions.
+
+    `kind` is the distribution's class; `sizes` the number of choices of each categorical dimension, or
+    one 2 or 1 a dimension for Bernoulli and Gaussian ones.
+    """
+
+    kind: str
+    sizes: tuple[int, ...]
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that the network must return."""
+        return sum(self.sizes) if self.kind in ("Categorical", "MultiCategorical") else len(self.sizes)
+
+    @property
+    def gaussian(self) -> bool:
+        """Whether the head needs a log standard deviation a dimension."""
+        return self.kind == "DiagGaussian"
+
+    def __call__(
+        self,
+        outputs: Float[Array, "... K"],
+        log_std: Float[Array, " D"] | None = None,
+        mask: Bool[Array, "... K"] | None = None,
+    ) -> Distribution:
+        """The distribution; `mask` (categorical heads only) is True where an action is allowed."""
+        if self.kind == "Categorical":
+            return Categorical(outputs, mask)
+        if self.kind == "MultiCategorical":
+            return MultiCategorical(outputs, mask, self.sizes)
+        if mask is not None:
+            raise SettingError(f"mask: a {self.kind} policy takes no action mask; pass None")
+        if self.kind == "Bernoulli":
+            return Bernoulli(outputs)
+        return DiagGaussian(outputs, jnp.broadcast_to(log_std, outputs.shape))
+
+
+@dataclass(frozen=True)
+class ActionMap:
+    """From a sampled action to what the environment takes.
+
+    A fully bounded dimension of a Box maps [-1, 1] onto [low, high] and clips; a half-bounded one is
+    clipped only; an unbounded one stays. Whole numbers are shifted by the space's start. Trajectories
+    keep the sampled action, never the mapped one, so log probabilities stay those of what was sampled.
+    The number type stays JAX's; whoever hands the action to the environment gives it the space's own.
+    """
+
+    shape: tuple[int, ...]
+    start: tuple[int, ...] | None = None
+    low: tuple[float, ...] | None = None
+    high: tuple[float, ...] | None = None
+
+    def __call__(self, action: Array) -> Array:
+        """The environment's actions, [..., *shape], for sampled ones of any leading axes."""
+        if self.low is None or self.high is None:
+            leading = action.shape[: action.ndim - (1 if self.shape else 0)]
+            shaped = action.reshape(*leading, *self.shape)
+            start = np.reshape(self.start, self.shape) if self.start is not None else 0
+            return shaped + jnp.asarray(start, shaped.dtype)
+        low, high = np.asarray(self.low), np.asarray(self.high)
+        bounded = np.isfinite(low) & np.isfinite(high)
+        centre = np.where(bounded, low / 2 + high / 2, 0).astype(action.dtype)
+        half = np.where(bounded, high / 2 - low / 2, 1).astype(action.dtype)
+        mapped = jnp.clip(centre + half * action, low.astype(action.dtype), high.astype(action.dtype))
+        return mapped.reshape(*action.shape[:-1], *self.shape)
+
+    def saturated(self, action: Array) -> Array:
+        """Which coordinates of sampled Box actions are cut off at a bound: bool, like `action`; else False."""
+        if self.low is None or self.high is None:
+            return jnp.zeros(action.shape, bool)
+        low, high = np.asarray(self.low), np.asarray(self.high)
+        bounded = np.isfinite(low) & np.isfinite(high)
+        below = np.where(bounded, -1.0, low).astype(action.dtype)
+        above = np.where(bounded, 1.0, high).astype(action.dtype)
+        return (action < below) | (action > above)
+
+
+def make_head(space: gymnasium.Space) -> tuple[Head, ActionMap]:
+    """The head and action map for an action space. Raises UnsupportedSpace, saying what is supported."""
+    if isinstance(space, gym_spaces.Discrete):
+        return Head("Categorical", (int(space.n),)), ActionMap((), (int(space.start),))
+    if isinstance(space, gym_spaces.MultiDiscrete):
+        sizes = tuple(int(n) for n in np.ravel(space.nvec))
+        start = tuple(int(n) for n in np.ravel(space.start))
+        return Head("MultiCategorical", sizes), ActionMap(space.shape, start)
+    if isinstance(space, gym_spaces.MultiBinary):
+        return Head("Bernoulli", (2,) * prod(space.shape)), ActionMap(space.shape)
+    if isinstance(space, gym_spaces.Box) and np.issubdtype(space.dtype, np.floating) and prod(space.shape) > 0:
+        low = tuple(float(x) for x in np.ravel(space.low))
+        high = tuple(float(x) for x in np.ravel(space.high))
+        return Head("DiagGaussian", (1,) * len(low)), ActionMap(space.shape, None, low, high)
+    raise UnsupportedSpace(f"action space {space} is not supported: supported are {SUPPORTED_ACTIONS} of floats")
+
+
+def describe(space: gymnasium.Space) -> dict[str, Any]:
+    """A space as plain JSON, from which `parse` makes it again. Raises UnsupportedSpace."""
+    if isinstance(space, gym_spaces.Dict):
+        return {"type": "Dict", "spaces": {key: describe(sub) for key, sub in space.spaces.items()}}
+    if isinstance(space, gym_spaces.Tuple):
+        return {"type": "Tuple", "spaces": [describe(sub) for sub in space.spaces]}
+    if isinstance(space, gym_spaces.Discrete):
+        return {"type": "Discrete", "n": int(space.n), "start": int(space.start), "dtype": str(space.dtype)}
+    if isinstance(space, gym_spaces.MultiDiscrete):
+        return {
+            "type": "MultiDiscrete",
+            "nvec": space.nvec.tolist(),
+            "start": space.start.tolist(),
+            "dtype": str(space.dtype),
+        }
+    if isinstance(space, gym_spaces.MultiBinary):
+        return {"type": "MultiBinary", "shape": list(space.shape)}
+    if isinstance(space, gym_spaces.Box):
+        return {
+            "type": "Box",
+            "low": space.low.astype(np.float64).tolist(),
+            "high": space.high.astype(np.float64).tolist(),
+            "shape": list(space.shape),
+            "dtype": str(space.dtype),
+        }
+    raise UnsupportedSpace(f"space {space} is not supported: supported are {SUPPORTED_OBSERVATIONS}")
+
+
+def parse(text: dict[str, Any]) -> gymnasium.Space:
+    """The space that `describe` described. Raises UnsupportedSpace where the description is none."""
+    try:
+        kind = text["type"]
+        if kind == "Dict":
+            return gym_spaces.Dict({key: parse(sub) for key, sub in text["spaces"].items()})
+        if kind == "Tuple":
+            return gym_spaces.Tuple([parse(sub) for sub in text["spaces"]])
+        if kind == "Discrete":
+            return gym_spaces.Discrete(text["n"], start=text["start"], dtype=np.dtype(text["dtype"]).type)
+        if kind == "MultiDiscrete":
+            return gym_spaces.MultiDiscrete(
+                np.asarray(text["nvec"]), dtype=np.dtype(text["dtype"]).type, start=np.asarray(text["start"])
+            )
+        if kind == "MultiBinary":
+            return gym_spaces.MultiBinary(text["shape"])
+        if kind == "Box":
+            dtype = np.dtype(text["dtype"])
+            low, high = (np.asarray(text[end], np.float64).astype(dtype).reshape(text["shape"]) for end in ("low", "high"))
+            return gym_spaces.Box(low, high, dtype=dtype.type)
+    except (KeyError, TypeError, ValueError, AssertionError, AttributeError) as error:
+        raise UnsupportedSpace(f"space description {text!r} cannot be read: {error}") from None
+    raise UnsupportedSpace(f"space description of type {kind!r} is not one of Box, Discrete, MultiDiscrete, "
+                           "MultiBinary, Dict, Tuple")

@@ -1,0 +1,52 @@
+"""What every test shares: random keys that can be repeated, and both floating-point types."""
+
+import os
+import zlib
+
+# Two test processes share the machine: JAX's thread pools would fight over it.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Compilation makes the first example slow; that says nothing about the property.
+settings.register_profile("surefoot", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.load_profile("surefoot")
+
+
+@pytest.fixture
+def seed(request) -> int:
+    """A seed of the test's own, printed when the test fails; SUREFOOT_TEST_SEED sets another."""
+    default = zlib.crc32(request.node.nodeid.encode())
+    value = int(os.environ.get("SUREFOOT_TEST_SEED", default))
+    print(f"seed {value} (repeat with SUREFOOT_TEST_SEED={value})")
+    return value
+
+
+@pytest.fixture
+def key(seed):
+    """A JAX key from the test's seed."""
+    return jax.random.key(seed)
+
+
+@pytest.fixture
+def rng(seed) -> np.random.Generator:
+    """A NumPy generator from the test's seed."""
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request):
+    """Each floating-point type in turn; 64 bits are on while the test runs with float64."""
+    with jax.enable_x64(request.param == "float64"):
+        yield np.dtype(request.param)
+
+
+@pytest.fixture
+def x64():
+    """64-bit arrays inside the test."""
+    with jax.enable_x64(True):
+        yield
