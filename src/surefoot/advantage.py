@@ -85,8 +85,10 @@ def estimate(
         return leaf.reshape(-1, *leaf.shape[2:])
 
     before = jax.tree.map(lambda leaf: merge(leaf[:-1]), (trajectory.observation, trajectory.mask))
+    observation, mask = before
     batch = sampled_batch(
-        *before,
+        observation,
+        mask,
         action=merge(trajectory.action),
         advantage=merge(advantage),
         old=jax.tree.map(merge, old),

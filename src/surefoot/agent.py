@@ -78,7 +78,9 @@ class Agent:
             action = _act_by_sampling(self.policy, arrays, mask, seed)
         shape = self.action_space.shape or ()
         if action.shape != ((len(jax.tree.leaves(arrays)[0]), *shape) if batched else shape):
-            raise SettingError(f"mask must have one row an observation, but shape {np.shape(mask)} came")
+            raise SettingError(
+                f"mask must have one row an observation, but shape {None if mask is None else mask.shape} came"
+            )
         return np.asarray(action, self.action_space.dtype)
 
 
@@ -96,7 +98,7 @@ def _arrays(observation: Any, space: Any, name: str = "observation") -> tuple[An
     """The observation as JAX takes it, and whether it has a leading batch axis."""
     if isinstance(space, (gymnasium.spaces.Dict, gymnasium.spaces.Tuple)):
         named = isinstance(space, gymnasium.spaces.Dict)
-        subspaces = space.spaces if named else dict(enumerate(space.spaces))
+        subspaces: Any = space.spaces if named else dict(enumerate(space.spaces))
         try:
             parts = {key: _arrays(observation[key], sub, f"{name}[{key!r}]") for key, sub in subspaces.items()}
         except (KeyError, IndexError, TypeError):
@@ -109,7 +111,7 @@ def _arrays(observation: Any, space: Any, name: str = "observation") -> tuple[An
     elif array.ndim == len(space.shape) + 1 and array.shape[1:] == space.shape:
         batched = True
     else:
-        raise SettingError(f"{name} must have shape {space.shape}, or that behind one batch axis, but {array.shape} came")
+        raise SettingError(f"{name} must have shape {space.shape}, or one batch axis before it, but {array.shape} came")
     kind = np.float32 if isinstance(space, gymnasium.spaces.Box) else np.int32
     return array.astype(kind), batched
 
@@ -162,7 +164,9 @@ def _assemble(description: Any, blob: bytes, where: str) -> Agent:
     if version != FORMAT_VERSION:
         raise RunError(f"{where}/policy.json: format_version {version!r} is not {FORMAT_VERSION}, the one read here")
     if entry("tensor_bytes") != len(blob):
-        raise RunError(f"{where}/policy.safetensors has {len(blob)} bytes, but policy.json says {entry('tensor_bytes')}")
+        raise RunError(
+            f"{where}/policy.safetensors has {len(blob)} bytes, not {entry('tensor_bytes')} as policy.json says"
+        )
     dtype = entry("dtype")
     if dtype not in ("float32", "float64"):
         raise RunError(f"{where}/policy.json: dtype must be 'float32' or 'float64', but {dtype!r} came")

@@ -17,7 +17,8 @@ class Trajectory(eqx.Module):
 
     Environments follow next-step autoreset: the row after an episode's end carries the end's true final
     observation and the first observation after it, its action was ignored, and it is not experience.
-    Such rows are `reset`. So `observation[t + 1]` is always what row t led to.
+    Such rows are `reset`. So `observation[t + 1]` is always what row t led to. Sources on the host fill it
+    with NumPy arrays, which move to the device with the first compiled call.
 
     Attributes:
         observation: tree of arrays [T + 1, N, ...].

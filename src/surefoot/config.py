@@ -38,6 +38,11 @@ _COMPARISONS = {
 }
 
 
+def field_of(settings_class: type, name: str) -> dataclasses.Field:
+    """The dataclass field `name` of a settings class."""
+    return next(item for item in dataclasses.fields(settings_class) if item.name == name)
+
+
 def legal_range(limits: dict[str, float]) -> str:
     """The limits in words: `above 0 and at most 1`; `any finite number` where there are none."""
     words = [f"{_COMPARISONS[kind][0]} {limit:g}" for kind, limit in limits.items()]
@@ -50,7 +55,7 @@ def check(settings_class: type, name: str, value: Any) -> Any:
     Raises SettingError where the value has another type, is not finite, or is outside the legal range.
     """
     kind = typing.get_type_hints(settings_class)[name]
-    limits = settings_class.__dataclass_fields__[name].metadata.get("limits", {})
+    limits = field_of(settings_class, name).metadata.get("limits", {})
     options = typing.get_args(kind)
     if typing.get_origin(kind) is Literal:
         if value not in options:
@@ -98,6 +103,14 @@ class _Settings:
             object.__setattr__(self, item.name, value)
 
 
+@dataclass(frozen=True)
+class RuleSettings(_Settings):
+    """Abstract: the settings of one rule."""
+
+    name: ClassVar[str]
+    trust_region: ClassVar[Literal["kl", "euclidean"]]
+
+
 _RADIUS = "Trust region: the largest mean KL(old||new) over the batch's states that an update may cause, in nats."
 _DAMPING = (
     "Added to the Fisher matrix's diagonal while solving (not while scaling the step). 0 is refused with a subsample."
@@ -110,10 +123,11 @@ _STANDARDISE = "Centre and scale the advantages on the batch before the step (ga
 
 
 @dataclass(frozen=True)
-class PG(_Settings):
+class PG(RuleSettings):
     """Policy gradient with a Euclidean trust region: theta + sqrt(radius/|g|^2) g."""
 
     name: ClassVar[str] = "pg"
+    trust_region: ClassVar[Literal["kl", "euclidean"]] = "euclidean"
     radius: float = setting(
         0.003, "Trust region: the squared Euclidean norm of the step in parameter space, |step|^2 <= radius.", above=0
     )
@@ -122,10 +136,11 @@ class PG(_Settings):
 
 
 @dataclass(frozen=True)
-class NPG(_Settings):
+class NPG(RuleSettings):
     """Natural policy gradient: the step along F^-1 g whose quadratic KL is the radius."""
 
     name: ClassVar[str] = "npg"
+    trust_region: ClassVar[Literal["kl", "euclidean"]] = "kl"
     radius: float = setting(0.01, _RADIUS, above=0)
     damping: float = setting(0.1, _DAMPING, at_least=0)
     iterations: int = setting(10, _ITERATIONS, at_least=1)
@@ -136,10 +151,11 @@ class NPG(_Settings):
 
 
 @dataclass(frozen=True)
-class TRPO(_Settings):
+class TRPO(RuleSettings):
     """Trust region policy optimisation: the natural step, backtracked until the true KL and gain agree."""
 
     name: ClassVar[str] = "trpo"
+    trust_region: ClassVar[Literal["kl", "euclidean"]] = "kl"
     radius: float = setting(0.01, _RADIUS, above=0)
     damping: float = setting(0.1, _DAMPING, at_least=0)
     iterations: int = setting(10, _ITERATIONS, at_least=1)
@@ -154,7 +170,7 @@ class TRPO(_Settings):
     standardise: bool = setting(True, _STANDARDISE)
 
 
-RULES: dict[str, type[_Settings]] = {rule.name: rule for rule in (TRPO, NPG, PG)}
+RULES: dict[str, type[RuleSettings]] = {rule.name: rule for rule in (TRPO, NPG, PG)}
 """The settings of every rule that `train` knows, by the name that the command line uses."""
 
 
@@ -268,7 +284,7 @@ def option_field(name: str) -> tuple[type, dataclasses.Field]:
     """The owning class and field of a run's setting, by its public name."""
     group, item = run_options()[name]
     owner = groups(Run)[group] if group else Run
-    return owner, owner.__dataclass_fields__[item]
+    return owner, field_of(owner, item)
 
 
 def as_json(value: Any) -> Any:

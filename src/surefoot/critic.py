@@ -30,7 +30,7 @@ class Critic(eqx.Module):
     std: Float[Array, ""]
     encoder: Encoder = eqx.field(static=True)
 
-    def __call__(self, observation: Any) -> Float[Array, "..."]:
+    def __call__(self, observation: Any) -> Float[Array, ...]:
         """Values in reward units, for observations of any leading axes."""
         return self.mean + self.std * self.standardised(self.features(observation))
 
@@ -38,11 +38,11 @@ class Critic(eqx.Module):
         """Normalised feature vectors."""
         return self.normaliser(self.encoder(observation, self.mean.dtype))
 
-    def standardised(self, features: Float[Array, "... width"]) -> Float[Array, "..."]:
+    def standardised(self, features: Float[Array, "... width"]) -> Float[Array, ...]:
         """(V - mean) / std from feature vectors."""
         return self.network(features)[..., 0]
 
-    def observed(self, observation: Any, real: Bool[Array, "..."]) -> Critic:
+    def observed(self, observation: Any, real: Bool[Array, ...]) -> Critic:
         """The same critic with a normaliser that has also seen these observations where `real`."""
         features = self.encoder(observation, self.mean.dtype)
         return eqx.tree_at(lambda c: c.normaliser, self, self.normaliser.observe(features, real))

@@ -13,6 +13,7 @@ Convention: 0 log 0 = 0 and 0 * inf = 0, so no quantity is NaN at probability 0.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from functools import reduce
 from itertools import accumulate, pairwise
 
@@ -37,19 +38,19 @@ class Distribution(eqx.Module):
         """The most probable action: what a deterministic policy does."""
 
     @abstractmethod
-    def log_prob(self, action: Array) -> Float[Array, "..."]:
+    def log_prob(self, action: Array) -> Float[Array, ...]:
         """Log probability (density for continuous actions) of `action`; -inf outside the support."""
 
     @abstractmethod
-    def entropy(self) -> Float[Array, "..."]:
+    def entropy(self) -> Float[Array, ...]:
         """Entropy in nats (differential for continuous actions)."""
 
     @abstractmethod
-    def kl(self, new: Distribution) -> Float[Array, "..."]:
+    def kl(self, new: Distribution) -> Float[Array, ...]:
         """KL(self || new) in nats, for `new` of the same class."""
 
     @abstractmethod
-    def tv(self, new: Distribution) -> Float[Array, "..."]:
+    def tv(self, new: Distribution) -> Float[Array, ...]:
         """Total variation (half the L1 distance) to `new`; each class says where it is exact."""
 
     @abstractmethod
@@ -76,21 +77,21 @@ class Categorical(Distribution):
         """Probabilities, summing to 1 over the last axis."""
         return jnp.exp(self.log_probs())
 
-    def sample(self, key: PRNGKeyArray) -> Int[Array, "..."]:
+    def sample(self, key: PRNGKeyArray) -> Int[Array, ...]:
         return jax.random.categorical(key, self.log_probs(), axis=-1)
 
-    def mode(self) -> Int[Array, "..."]:
+    def mode(self) -> Int[Array, ...]:
         return jnp.argmax(self.log_probs(), axis=-1)
 
-    def log_prob(self, action: Int[Array, "..."]) -> Float[Array, "..."]:
+    def log_prob(self, action: Int[Array, ...]) -> Float[Array, ...]:
         chosen = jnp.asarray(action, jnp.int32)[..., None]
         return jnp.take_along_axis(self.log_probs(), chosen, axis=-1)[..., 0]
 
-    def entropy(self) -> Float[Array, "..."]:
+    def entropy(self) -> Float[Array, ...]:
         log_probs = self.log_probs()
         return -_expectation(jnp.exp(log_probs), log_probs)
 
-    def kl(self, new: Categorical) -> Float[Array, "..."]:
+    def kl(self, new: Categorical) -> Float[Array, ...]:
         old_log, new_log = self.log_probs(), new.log_probs()
         probs = jnp.exp(old_log)
         supported = probs > 0
@@ -98,7 +99,7 @@ class Categorical(Distribution):
         log_ratio = jnp.where(supported, old_log, 0) - jnp.where(supported, new_log, 0)
         return _expectation(probs, log_ratio)
 
-    def tv(self, new: Categorical) -> Float[Array, "..."]:
+    def tv(self, new: Categorical) -> Float[Array, ...]:
         """Exact."""
         return 0.5 * jnp.sum(jnp.abs(self.probs() - new.probs()), axis=-1)
 
@@ -130,16 +131,16 @@ class MultiCategorical(Distribution):
     def mode(self) -> Int[Array, "... D"]:
         return jnp.stack([part.mode() for part in self.parts()], axis=-1)
 
-    def log_prob(self, action: Int[Array, "... D"]) -> Float[Array, "..."]:
-        return sum(part.log_prob(action[..., i]) for i, part in enumerate(self.parts()))
+    def log_prob(self, action: Int[Array, "... D"]) -> Float[Array, ...]:
+        return _sum(part.log_prob(action[..., i]) for i, part in enumerate(self.parts()))
 
-    def entropy(self) -> Float[Array, "..."]:
-        return sum(part.entropy() for part in self.parts())
+    def entropy(self) -> Float[Array, ...]:
+        return _sum(part.entropy() for part in self.parts())
 
-    def kl(self, new: MultiCategorical) -> Float[Array, "..."]:
-        return sum(old.kl(other) for old, other in zip(self.parts(), new.parts(), strict=True))
+    def kl(self, new: MultiCategorical) -> Float[Array, ...]:
+        return _sum(old.kl(other) for old, other in zip(self.parts(), new.parts(), strict=True))
 
-    def tv(self, new: MultiCategorical) -> Float[Array, "..."]:
+    def tv(self, new: MultiCategorical) -> Float[Array, ...]:
         """Exact up to 1,024 joint actions; beyond, the upper bound 1 - prod(1 - TV_i)."""
         return _product_tv([p.probs() for p in self.parts()], [p.probs() for p in new.parts()])
 
@@ -161,23 +162,23 @@ class Bernoulli(Distribution):
     def mode(self) -> Int[Array, "... D"]:
         return (self.logits > 0).astype(jnp.int32)
 
-    def log_prob(self, action: Int[Array, "... D"]) -> Float[Array, "..."]:
+    def log_prob(self, action: Int[Array, "... D"]) -> Float[Array, ...]:
         yes = jnp.asarray(action) > 0
         return jnp.sum(jax.nn.log_sigmoid(jnp.where(yes, self.logits, -self.logits)), axis=-1)
 
-    def entropy(self) -> Float[Array, "..."]:
+    def entropy(self) -> Float[Array, ...]:
         return -jnp.sum(
             _product(jax.nn.sigmoid(self.logits), jax.nn.log_sigmoid(self.logits))
             + _product(jax.nn.sigmoid(-self.logits), jax.nn.log_sigmoid(-self.logits)),
             axis=-1,
         )
 
-    def kl(self, new: Bernoulli) -> Float[Array, "..."]:
+    def kl(self, new: Bernoulli) -> Float[Array, ...]:
         yes = _log_ratio_term(self.logits, new.logits)
         no = _log_ratio_term(-self.logits, -new.logits)
         return jnp.sum(yes + no, axis=-1)
 
-    def tv(self, new: Bernoulli) -> Float[Array, "..."]:
+    def tv(self, new: Bernoulli) -> Float[Array, ...]:
         """Exact up to 1,024 joint actions; beyond, the upper bound 1 - prod(1 - TV_i)."""
 
         def pairs(logits: Array) -> list[Array]:
@@ -205,20 +206,20 @@ class DiagGaussian(Distribution):
     def mode(self) -> Float[Array, "... D"]:
         return self.mean
 
-    def log_prob(self, action: Float[Array, "... D"]) -> Float[Array, "..."]:
+    def log_prob(self, action: Float[Array, "... D"]) -> Float[Array, ...]:
         z = (action - self.mean) * jnp.exp(-self.log_std)
         return -jnp.sum(0.5 * z**2 + self.log_std + 0.5 * jnp.log(2 * jnp.pi).astype(z.dtype), axis=-1)
 
-    def entropy(self) -> Float[Array, "..."]:
+    def entropy(self) -> Float[Array, ...]:
         return jnp.sum(self.log_std + 0.5 * (1 + jnp.log(2 * jnp.pi)).astype(self.log_std.dtype), axis=-1)
 
-    def kl(self, new: DiagGaussian) -> Float[Array, "..."]:
+    def kl(self, new: DiagGaussian) -> Float[Array, ...]:
         shift = (self.mean - new.mean) * jnp.exp(-new.log_std)
         # With t = log s - log s', the scale part is (e^{2t} - 1 - 2t) / 2, which expm1 keeps exact near 0.
         t = self.log_std - new.log_std
         return jnp.sum(0.5 * (jnp.expm1(2 * t) - 2 * t + shift**2), axis=-1)
 
-    def tv(self, new: DiagGaussian) -> Float[Array, "..."]:
+    def tv(self, new: DiagGaussian) -> Float[Array, ...]:
         """Exact in one dimension, and in any number where the standard deviations are equal.
 
         Elsewhere an upper bound: TV <= TV(N(m,s), N(m',s)) + TV(N(m',s), N(m',s')), the first exact, the
@@ -234,6 +235,10 @@ class DiagGaussian(Distribution):
     def metric(self, tangent: DiagGaussian) -> DiagGaussian:
         """M = diag(1/s^2, 2) in (mean, log standard deviation)."""
         return DiagGaussian(tangent.mean * jnp.exp(-2 * self.log_std), 2 * tangent.log_std)
+
+
+def _sum(parts: Iterable[Array]) -> Array:
+    return reduce(jnp.add, parts)
 
 
 def _product(weight: Array, value: Array) -> Array:

@@ -56,12 +56,13 @@ def evaluate(
             total += reward
             length += ~fresh
             ended = (terminated | truncated) & ~fresh
-            for index in np.flatnonzero(ended):
+            for index in np.flatnonzero(ended).tolist():
                 if wanted[index]:
                     returns.append(float(total[index]))
                     lengths.append(int(length[index]))
                     wanted[index] -= 1
-                total[index], length[index] = 0.0, 0
+                total[index] = 0.0
+                length[index] = 0
             fresh = ended
             if length.max() >= _LONGEST_EPISODE:
                 raise EnvironmentFault(

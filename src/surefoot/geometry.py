@@ -80,7 +80,7 @@ def fisher_quadratic(policy: Policy, batch: Batch, v: Vector, *, chunk: int = 0)
         _, tangent, here = jax.jvp(_parameters_of(rebuild, part), (theta,), (v,), has_aux=True)
         image = eqx.filter(here.metric(eqx.combine(tangent, here)), eqx.is_inexact_array)
         products = jax.tree.map(lambda a, b: jnp.sum(a * b, axis=tuple(range(1, a.ndim))), tangent, image)
-        return weighted_sum(part.weight, sum(jax.tree.leaves(products)))
+        return weighted_sum(part.weight, jax.tree.reduce(jnp.add, products))
 
     return _sum_over_chunks(quadratic, batch, chunk)
 

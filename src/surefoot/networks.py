@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -34,7 +36,7 @@ class Perceptron(eqx.Module):
         dtype: np.dtype | type = np.float32,
     ):
         """`sizes` are the widths from input to output."""
-        layers = list(zip(sizes[:-1], sizes[1:], strict=True))
+        layers = list(pairwise(sizes))
         gains = [float(np.sqrt(2))] * (len(layers) - 1) + [final_gain]
         keys = jax.random.split(key, len(layers))
         self.weights = [
@@ -80,7 +82,7 @@ class Normaliser(eqx.Module):
         scaled = jnp.clip(scaled, -_CLIP, _CLIP)
         return scaled if all(self.active) else jnp.where(np.asarray(self.active), scaled, features)
 
-    def observe(self, features: Float[Array, "... width"], real: Bool[Array, "..."]) -> Normaliser:
+    def observe(self, features: Float[Array, "... width"], real: Bool[Array, ...]) -> Normaliser:
         """The normaliser that has also seen `features` where `real` is True."""
         if not any(self.active):
             return self

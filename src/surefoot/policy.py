@@ -46,14 +46,16 @@ class NeuralPolicy(Policy):
     action_map: ActionMap = eqx.field(static=True)
 
     def __call__(self, observation: Any, mask: Bool[Array, "... K"] | None = None) -> Distribution:
+        """The action distribution for observations of any leading axes."""
         features = self.normaliser(self.encoder(observation, self.normaliser.mean.dtype))
         return self.head(self.network(features), self.log_std, mask)
 
     def trainable(self) -> NeuralPolicy:
+        """The network and the log standard deviation; not the normaliser."""
         everything = jax.tree.map(eqx.is_inexact_array, self)
         return eqx.tree_at(lambda p: p.normaliser, everything, jax.tree.map(lambda _: False, self.normaliser))
 
-    def observed(self, observation: Any, real: Bool[Array, "..."]) -> NeuralPolicy:
+    def observed(self, observation: Any, real: Bool[Array, ...]) -> NeuralPolicy:
         """The same policy with a normaliser that has also seen these observations where `real`."""
         features = self.encoder(observation, self.normaliser.mean.dtype)
         return eqx.tree_at(lambda p: p.normaliser, self, self.normaliser.observe(features, real))

@@ -8,7 +8,7 @@ from collections import deque
 from typing import Any, Self
 
 import numpy as np
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
@@ -21,11 +21,12 @@ _RECENT_EPISODES = 100
 class Progress:
     """Takes one metrics row an update and shows it. A context; writes to standard error only."""
 
-    def __init__(self, title: str, steps: int, *, shown: bool = True):
+    def __init__(self, title: str, steps: int, *, trust_region: str = "kl", shown: bool = True):
         self._title = title
         self._total = steps
+        self._kl_radius = trust_region == "kl"
         self._console = Console(stderr=True)
-        self._live = Live(console=self._console, refresh_per_second=8, transient=False) if self._console.is_terminal else None
+        self._live = Live(console=self._console, refresh_per_second=8) if self._console.is_terminal else None
         self._shown = shown
         self._returns: deque[float] = deque(maxlen=_RECENT_EPISODES)
         self._refused = 0
@@ -66,7 +67,7 @@ class Progress:
             ("steps/s", f"{row['steps'] / row['seconds']:,.0f}"),
             ("left", _duration(left)),
             ("return", recent),
-            ("KL", f"{row['kl']:.5f} of {row['radius']:g}" if row["radius_is_kl"] else f"{row['kl']:.5f}"),
+            ("KL", f"{row['kl']:.5f} of {row['radius']:g}" if self._kl_radius else f"{row['kl']:.5f}"),
             ("update", f"{row['update']} {told} ({self._refused} refused so far)"),
             ("explained variance", f"{row['explained_variance']:.2f}"),
         ]
@@ -79,7 +80,10 @@ class Progress:
             style = "yellow" if name == "update" and not row["accepted"] else ""
             table.add_row(name, f"[{style}]{value}[/]" if style else value)
         bar = ProgressBar(total=self._total, completed=min(row["steps"], self._total))
-        return Panel(Group(bar, table), title=self._title, title_align="left")
+        rows = Table.grid(expand=True)
+        rows.add_row(bar)
+        rows.add_row(table)
+        return Panel(rows, title=self._title, title_align="left")
 
 
 def _duration(seconds: float) -> str:

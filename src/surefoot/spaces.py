@@ -43,9 +43,7 @@ class _Leaf:
         flat = value.reshape(*leading, -1)
         if self.sizes is None:
             return flat.astype(dtype)
-        parts = [
-            jax.nn.one_hot(flat[..., i] - self.start[i], size, dtype=dtype) for i, size in enumerate(self.sizes)
-        ]
+        parts = [jax.nn.one_hot(flat[..., i] - self.start[i], size, dtype=dtype) for i, size in enumerate(self.sizes)]
         return jnp.concatenate(parts, axis=-1)
 
 
@@ -145,6 +143,8 @@ class Head:
             raise SettingError(f"mask: a {self.kind} policy takes no action mask; pass None")
         if self.kind == "Bernoulli":
             return Bernoulli(outputs)
+        if log_std is None:
+            raise SettingError("log_std: a Gaussian head needs one number a dimension, but None came")
         return DiagGaussian(outputs, jnp.broadcast_to(log_std, outputs.shape))
 
 
@@ -251,9 +251,12 @@ def parse(text: dict[str, Any]) -> gymnasium.Space:
             return gym_spaces.MultiBinary(text["shape"])
         if kind == "Box":
             dtype = np.dtype(text["dtype"])
-            low, high = (np.asarray(text[end], np.float64).astype(dtype).reshape(text["shape"]) for end in ("low", "high"))
+            low, high = (
+                np.asarray(text[end], np.float64).astype(dtype).reshape(text["shape"]) for end in ("low", "high")
+            )
             return gym_spaces.Box(low, high, dtype=dtype.type)
     except (KeyError, TypeError, ValueError, AssertionError, AttributeError) as error:
         raise UnsupportedSpace(f"space description {text!r} cannot be read: {error}") from None
-    raise UnsupportedSpace(f"space description of type {kind!r} is not one of Box, Discrete, MultiDiscrete, "
-                           "MultiBinary, Dict, Tuple")
+    raise UnsupportedSpace(
+        f"space description of type {kind!r} is not one of Box, Discrete, MultiDiscrete, MultiBinary, Dict, Tuple"
+    )

@@ -147,7 +147,7 @@ def _train(
     steps = updates = 0
     begun = time.perf_counter()
     try:
-        with Progress(title, run.steps, shown=progress) as view:
+        with Progress(title, run.steps, trust_region=rule.settings_class.trust_region, shown=progress) as view:
             while steps < run.steps:
                 learner, state, row, returns = iterate(source, rule, run, learner, state)
                 steps, updates = steps + row["experience"], updates + 1
@@ -171,10 +171,14 @@ def _train(
 
 def configuration(environment: str, rule: Rule, run: config.Run) -> dict[str, Any]:
     """Everything needed to run it again, as config.json has it."""
-    plain = {name: getattr(getattr(run, group) if group else run, item) for name, (group, item) in config.run_options().items()}
+    plain = {
+        name: getattr(getattr(run, group) if group else run, item)
+        for name, (group, item) in config.run_options().items()
+    }
     return {
         "environment": environment,
         "rule": rule.settings_class.name,
+        "trust_region": rule.settings_class.trust_region,
         "rule_settings": config.as_json(rule.settings()),
         **config.as_json(plain),
     }
@@ -204,7 +208,7 @@ def iterate(
     critic_report, normaliser_kl, estimates = jax.device_get((critic_report, normaliser_kl, estimates))
     finished = time.perf_counter()
 
-    learner = Learner(policy, memory, critic, _carried_returns(trajectory, estimates.episode_return), key)
+    learner = Learner(policy, memory, critic, jnp.asarray(estimates.episode_return[-1]), key)
     ended = (np.asarray(trajectory.terminated) | np.asarray(trajectory.truncated)) & ~np.asarray(trajectory.reset)
     returns = np.asarray(estimates.episode_return)[ended]
     row = {
@@ -213,8 +217,7 @@ def iterate(
         "update_seconds": updated - collected,
         "critic_seconds": finished - updated,
         **_episode_metrics(returns, np.asarray(trajectory.time)[ended] + 1),
-        "radius": float(rule.radius),
-        "radius_is_kl": rule.settings_class.name != "pg",
+        "radius": float(getattr(rule, "radius", np.nan)),
         **_plain(report),
         **_plain(critic_report),
         "first_ratio_error": float(estimates.first_ratio_error),
@@ -253,7 +256,7 @@ def estimate_stage(learner: Learner, trajectory: Trajectory, settings: config.Es
 @jax.jit
 def update_stage(
     rule: Rule, policy: NeuralPolicy, memory: Memory, batch: Batch, key: PRNGKeyArray
-) -> tuple[NeuralPolicy, Memory, UpdateReport]:
+) -> tuple[Any, Memory, UpdateReport]:
     """The rule's update, compiled."""
     return rule.update(policy, memory, batch, key)
 
@@ -280,16 +283,13 @@ def observe_stage(
 
 def _returns_so_far(trajectory: Trajectory, carried: Float[Array, " N"]) -> Float[Array, "T N"]:
     def forward(total, row):
-        reward, reset = row
-        total = jnp.where(reset, 0, total + reward)
+        reward, reset, time = row
+        # Not every episode begins with a reset row: a restarted source just begins anew.
+        total = jnp.where(reset, 0, jnp.where(time == 0, reward, total + reward))
         return total, total
 
-    _, totals = jax.lax.scan(forward, carried, (trajectory.reward, jnp.asarray(trajectory.reset)))
-    return totals
-
-
-def _carried_returns(trajectory: Trajectory, episode_return: np.ndarray) -> Array:
-    return jnp.asarray(np.asarray(episode_return)[-1])
+    rows = (trajectory.reward, jnp.asarray(trajectory.reset), jnp.asarray(trajectory.time))
+    return jax.lax.scan(forward, carried, rows)[1]
 
 
 def _episode_metrics(returns: np.ndarray, lengths: np.ndarray) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def _movement(axes, history: History, steps: np.ndarray) -> None:
     kl, accepted = history.column("kl"), history.column("accepted") > 0
     axes.plot(steps, kl, color="tab:orange", linewidth=1, label="KL(old‖new)")
     radius = history.column("radius")
-    if history.rows and history.rows[0].get("radius_is_kl"):
+    if history.config.get("trust_region") == "kl":
         axes.plot(steps, radius, color="black", linewidth=0.8, linestyle="--", label="radius")
     if not accepted.all():
         refused = steps[~accepted]

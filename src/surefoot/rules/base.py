@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
 
 import equinox as eqx
 import jax
@@ -17,7 +17,7 @@ from surefoot.batch import Batch
 from surefoot.geometry import Movement, movement, unmoved
 from surefoot.policy import Policy, flatten
 
-Memory = PyTree
+Memory: TypeAlias = PyTree
 """What a rule carries from one update to the next; () where it carries nothing."""
 
 
@@ -90,7 +90,7 @@ class Rule(eqx.Module):
     The numeric settings are array leaves, so a schedule or a sweep does not recompile.
     """
 
-    settings_class: ClassVar[type]
+    settings_class: ClassVar[type[config.RuleSettings]]
 
     def __check_init__(self) -> None:
         self.settings()
@@ -157,7 +157,9 @@ def conclude(
     length = jnp.linalg.norm(step)
     candidate = theta + step
     moved = movement(rebuild(candidate), batch, chunk=chunk)
-    finite = jnp.all(jnp.isfinite(candidate)) & jnp.isfinite(moved.kl) & jnp.isfinite(moved.surrogate_gain)
+    # A tabular policy's impossible actions have logits of -inf, which no step changes.
+    finite = jnp.all(jnp.isfinite(candidate) | ~jnp.isfinite(theta)) & jnp.all(jnp.isfinite(step))
+    finite &= jnp.isfinite(moved.kl) & jnp.isfinite(moved.surrogate_gain)
     accepted = proposal.acceptable & finite & (length > 0)
     told: Movement = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), moved, unmoved(batch))
     report = UpdateReport(

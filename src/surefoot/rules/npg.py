@@ -25,7 +25,7 @@ class NPG(Rule):
     source has g^T F^-1 g; the two agree for an exact undamped solve; (3) advantages are standardised.
     """
 
-    settings_class: ClassVar[type] = config.NPG
+    settings_class: ClassVar[type[config.RuleSettings]] = config.NPG
 
     radius: Float[Array, ""] = numeric(config.NPG.radius)
     damping: Float[Array, ""] = numeric(config.NPG.damping)

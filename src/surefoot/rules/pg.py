@@ -26,7 +26,7 @@ class PG(Rule):
     Differences from the source: (1) advantages are standardised, which leaves the step's length as it is.
     """
 
-    settings_class: ClassVar[type] = config.PG
+    settings_class: ClassVar[type[config.RuleSettings]] = config.PG
 
     radius: Float[Array, ""] = numeric(config.PG.radius)
     chunk: int = choice(config.PG.chunk)

@@ -28,7 +28,7 @@ class TRPO(Rule):
     does not state; (3) advantages are standardised, with gains reported in reward units.
     """
 
-    settings_class: ClassVar[type] = config.TRPO
+    settings_class: ClassVar[type[config.RuleSettings]] = config.TRPO
 
     radius: Float[Array, ""] = numeric(config.TRPO.radius)
     damping: Float[Array, ""] = numeric(config.TRPO.damping)

@@ -1,7 +1,13 @@
-"""Around each Gymnasium environment: faults that say which environment, and observations of the right shape."""
+"""Around each Gymnasium environment: faults that say which environment, observations of the right shape, quiet."""
 
 from __future__ import annotations
 
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium
@@ -9,6 +15,34 @@ import numpy as np
 from gymnasium import spaces
 
 from surefoot.errors import EnvironmentFault
+
+_NOISE = b"WARNING: compiler attribute"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep back what Gymnasium and MuJoCo warn of while an environment is made.
+
+    MuJoCo's compiler writes past Python, straight to file descriptor 2; what anything else writes there
+    is passed on.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            lines = file.read().splitlines(keepends=True)
+            noisy = any(line.startswith(_NOISE) for line in lines)
+            for line in lines:
+                if not line.startswith(_NOISE) and (line.strip() or not noisy):
+                    os.write(2, line)
 
 
 class Guarded(gymnasium.Wrapper):
@@ -32,9 +66,10 @@ class Guarded(gymnasium.Wrapper):
             observation, reward, terminated, truncated, info = self.env.step(action)
         except Exception as error:
             raise EnvironmentFault(f"environment {self._index} raised in step: {_line(error)}") from error
-        if np.shape(reward) not in ((), (1,)):
-            raise EnvironmentFault(f"environment {self._index} gave a reward of shape {np.shape(reward)}, not a number")
-        return self._shaped(observation), float(np.asarray(reward).item()), bool(terminated), bool(truncated), info
+        number = np.asarray(reward)
+        if number.size != 1:
+            raise EnvironmentFault(f"environment {self._index} gave a reward of shape {number.shape}, not a number")
+        return self._shaped(observation), float(number.item()), bool(terminated), bool(truncated), info
 
     def _shaped(self, observation: Any) -> Any:
         return _match(observation, self.observation_space, self._index, "observation")
@@ -53,7 +88,9 @@ def _match(value: Any, space: Any, index: int, where: str) -> Any:
     if isinstance(space, spaces.Tuple):
         if not isinstance(value, (tuple, list)) or len(value) != len(space.spaces):
             raise EnvironmentFault(f"environment {index} gave an {where} that has not {len(space.spaces)} parts")
-        return tuple(_match(v, sub, index, f"{where}[{i}]") for i, (v, sub) in enumerate(zip(value, space, strict=True)))
+        return tuple(
+            _match(v, sub, index, f"{where}[{i}]") for i, (v, sub) in enumerate(zip(value, space, strict=True))
+        )
     if np.shape(value) != space.shape:
         raise EnvironmentFault(
             f"environment {index} gave an {where} of shape {np.shape(value)}, but its space says {space.shape}"

@@ -16,7 +16,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from surefoot import config
 from surefoot.errors import EnvironmentFault, EnvironmentNotFound, SurefootError, did_you_mean
-from surefoot.sources.guard import Guarded
+from surefoot.sources.guard import Guarded, quiet
 from surefoot.sources.host import HostSource, Observed, Stepped
 from surefoot.spaces import make_encoder, make_head
 
@@ -87,7 +87,8 @@ def maker(environment: str | Callable[[], Any], **options: Any) -> Callable[[], 
 
 def _make(make: Callable[[], gymnasium.Env], name: str) -> gymnasium.Env:
     try:
-        return make()
+        with quiet():
+            return make()
     except gymnasium.error.DeprecatedEnv as error:
         raise EnvironmentNotFound(f"environment {name!r} cannot be made: {_line(error)}") from error
     except Exception as error:
@@ -96,7 +97,8 @@ def _make(make: Callable[[], gymnasium.Env], name: str) -> gymnasium.Env:
 
 def _call(function: Callable[..., Any], name: str, options: dict[str, Any]) -> gymnasium.Env:
     try:
-        made = function(**options)
+        with quiet():
+            made = function(**options)
     except SurefootError:
         raise
     except Exception as error:
@@ -140,7 +142,7 @@ class GymnasiumSimulator:
         makers = [functools.partial(_guarded, make, index) for index in range(count)]
         if asynchronous:
             # A fork of this process would copy JAX's threads in the middle of whatever they do.
-            self._vector = AsyncVectorEnv(
+            self._vector: Any = AsyncVectorEnv(
                 makers, copy=False, context="forkserver", autoreset_mode=AutoresetMode.NEXT_STEP
             )
         else:
@@ -168,6 +170,7 @@ class GymnasiumSimulator:
     def _mask(self, info: dict[str, Any]) -> np.ndarray | None:
         if not self._masked:
             return None
+        assert self._choices is not None
         allowed = np.ones((self._vector.num_envs, self._choices), bool)
         if "action_mask" not in info:
             return allowed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import gymnasium
@@ -139,17 +139,17 @@ class HostSource(Source):
 
         ended = np.concatenate([state.ended[None], terminated | truncated])
         time, now = _times(ended, state.time)
-        trajectory = Trajectory(
-            observation=observations,
-            mask=masks,
-            action=np.stack(sampled),
-            log_prob=log_prob,
-            reward=reward.astype(np.float32),
-            terminated=terminated,
-            truncated=truncated & ~terminated,
-            reset=ended[:-1],
-            time=time,
-        )
+        rows: dict[str, Any] = {
+            "observation": observations,
+            "mask": masks,
+            "action": np.stack(sampled),
+            "log_prob": log_prob,
+            "reward": reward.astype(np.float32),
+            "terminated": terminated,
+            "truncated": truncated & ~terminated,
+            "reset": ended[:-1],
+            "time": time,
+        }
         self._live = HostState(
             seed=state.seed,
             restarts=state.restarts,
@@ -159,9 +159,10 @@ class HostSource(Source):
             time=now,
             steps=state.steps + steps,
         )
-        return trajectory, self._live
+        return Trajectory(**rows), self._live
 
     def close(self) -> None:
+        """Let the environments go; the next collection rebuilds them."""
         if self._simulator is not None:
             self._simulator.close()
         self._simulator, self._live = None, None
