@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     )
     from surefoot.evaluation import evaluate
     from surefoot.rules import NPG, PG, TRPO, Rule, UpdateReport
-    from surefoot.train import Run, train
+    from surefoot.training import Run, train
 
 _WHERE = {
     "Agent": "agent",
@@ -43,8 +43,8 @@ _WHERE = {
     "TRPO": "rules",
     "Rule": "rules",
     "UpdateReport": "rules",
-    "Run": "train",
-    "train": "train",
+    "Run": "training",
+    "train": "training",
 }
 
 __all__ = [

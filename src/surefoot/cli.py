@@ -178,7 +178,7 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any]:
     config.make_run(**settings)  # refuses what is illegal before anything slow is imported
 
     from surefoot.rules import RULES
-    from surefoot.train import train
+    from surefoot.training import train
 
     rule = RULES[arguments.rule](**dataclasses.asdict(plain_rule))
     run = train(arguments.environment, rule, out=arguments.out, **settings)
