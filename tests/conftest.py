@@ -4,6 +4,8 @@ import os
 import zlib
 
 os.environ.setdefault("MPLBACKEND", "agg")
+# What earlier runs compiled must not decide what a test sees.
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 # The tests compile hundreds of small programs once each: compiling is what they spend their time on, and
 # LLVM's optimiser is most of that. Timings are measured in benchmarks/, with the optimiser on.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")

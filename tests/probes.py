@@ -6,6 +6,7 @@ and `functools.partial(probes.Counter, ...)` travels to a worker process. None k
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
@@ -229,6 +230,18 @@ class Irreproducible(Noise):
         return super().reset(seed=int(np.random.default_rng().integers(2**31)))
 
 
+class Chatty(Strict):
+    """Tells in `info` what no two environments tell alike."""
+
+    def __init__(self):
+        super().__init__(spaces.Discrete(2))
+
+    def step(self, action: Any) -> Any:
+        observation, *rest, _ = super().step(action)
+        seen = np.zeros(int(self.np_random.integers(5)))
+        return observation, *rest, {"seen": seen, "note": {"deep": seen.tolist()}, "final_obs": 3, "_seen": "x"}
+
+
 class Imports(Strict):
     """Shows 1 where its process has imported JAX, else 0."""
 
@@ -237,6 +250,20 @@ class Imports(Strict):
 
     def step(self, action: Any) -> Any:
         return np.full(1, "jax" in sys.modules, np.float32), 0.0, False, False, {}
+
+
+class Dying(Strict):
+    """Ends its whole process at its third step."""
+
+    def __init__(self):
+        super().__init__(spaces.Discrete(2))
+        self._steps = 0
+
+    def step(self, action: Any) -> Any:
+        self._steps += 1
+        if self._steps == 3:
+            os._exit(3)
+        return super().step(action)
 
 
 class Lengths(gymnasium.Env):
@@ -304,28 +331,31 @@ FAULTS: dict[str, Callable[[Step], Any]] = {
 class Faulty(gymnasium.Env):
     """Works until its step number `at` (the first is 0), which goes wrong as FAULTS[fault] has it.
 
-    It has every kind of space that a fault needs, so all faults run through the same compiled programs.
-    With `at` -1 it is the first observation that goes wrong.
+    It has every kind of space that a fault needs, so all faults run through the same compiled programs. With
+    `at` -1 it is the first observation that goes wrong. `chosen` may say of an environment that it stays well.
     """
 
-    def __init__(self, fault: str, at: int):
+    def __init__(self, fault: str, at: int, chosen: Callable[[Any], bool] | None = None):
         self.observation_space = spaces.Dict(
             {"box": numbers(2), "which": spaces.Discrete(3, start=1), "wide": spaces.Box(-INF, INF, (1,), np.float64)}
         )
         self.action_space = spaces.Discrete(3)
-        self._fault, self._at, self._steps = fault, at, 0
+        self._fault, self._at, self._chosen, self._steps = fault, at, chosen, 0
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         super().reset(seed=seed)
-        if self._fault == "raises in reset" and self._steps > self._at:
-            raise ZeroDivisionError("the probe\nfailed on purpose")
         step = self._healthy()
-        return (FAULTS[self._fault](step) if self._at < 0 else step).observation, step.info
+        if self._fault == "raises in reset" and self._steps > self._at and self._ill():
+            raise ZeroDivisionError("the probe\nfailed on purpose")
+        return (FAULTS[self._fault](step) if self._at < 0 and self._ill() else step).observation, step.info
 
     def step(self, action: Any) -> Any:
         number, self._steps = self._steps, self._steps + 1
-        step = self._healthy()
-        return FAULTS[self._fault](step) if number == self._at else step
+        step = self._healthy()._replace(truncated=self._steps % 40 == 0)
+        return FAULTS[self._fault](step) if number == self._at and self._ill() else step
+
+    def _ill(self) -> bool:
+        return self._chosen is None or self._chosen(self)
 
     def _healthy(self) -> Step:
         box = self.np_random.normal(size=2).astype(np.float32)
@@ -333,16 +363,15 @@ class Faulty(gymnasium.Env):
         return Step(observation, 1.0, False, False, {"action_mask": np.ones(3, np.int8)})
 
 
-class LastIsFaulty:
-    """Makes Faulty environments of which the last of `count` fails; the one made first only looks at the spaces."""
+class NewestIsFaulty:
+    """Makes Faulty environments of which only the one made last goes wrong: of N, the one with index N - 1."""
 
-    def __init__(self, fault: str, at: int, count: int):
-        self._fault, self._at, self._left = fault, at, count
+    def __init__(self, fault: str, at: int):
+        self._fault, self._at = fault, at
 
     def __call__(self) -> gymnasium.Env:
-        at = self._at if self._left == 0 else 10**9
-        self._left -= 1
-        return Faulty(self._fault, at)
+        self._newest = Faulty(self._fault, self._at, lambda env: env is self._newest)
+        return self._newest
 
 
 class Forbidding(gymnasium.Wrapper):

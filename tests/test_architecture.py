@@ -15,7 +15,7 @@ from surefoot import config
 ROOT = Path(surefoot.__file__).parent
 DOCS = ROOT.parents[1] / "docs"
 ORDER = [
-    ["_version", "errors"],
+    ["_version", "errors", "compilation"],
     ["config"],
     ["distributions", "steps"],
     ["spaces"],

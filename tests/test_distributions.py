@@ -25,7 +25,10 @@ TOLERANCE = {np.dtype("float32"): 2e-6, np.dtype("float64"): 1e-13}
 
 
 class Discrete(NamedTuple):
-    """A discrete family, and what NumPy in float64 says of it."""
+    """A discrete family, and what NumPy in float64 says of it.
+
+    Parameters stay NumPy arrays until a compiled function takes them: eager JAX would compile each operation.
+    """
 
     kind: type
     sizes: tuple[int, ...]
@@ -36,10 +39,9 @@ class Discrete(NamedTuple):
         return len(self.sizes) if self.kind is Bernoulli else sum(self.sizes)
 
     def __call__(self, logits):
-        logits = jnp.asarray(logits)
         if self.kind is Bernoulli:
             return Bernoulli(logits)
-        mask = None if self.mask is None else jnp.broadcast_to(jnp.asarray(self.mask), logits.shape)
+        mask = None if self.mask is None else np.broadcast_to(self.mask, logits.shape)
         return Categorical(logits, mask) if self.kind is Categorical else MultiCategorical(logits, mask, self.sizes)
 
     def factors(self, logits) -> list[np.ndarray]:
@@ -89,6 +91,9 @@ DISCRETE = {
     "bernoulli": Discrete(Bernoulli, (2, 2, 2)),
 }
 FAMILIES = [*DISCRETE, "gaussian"]
+# Enough where a test compiles much: the masked ones are the plain ones and more.
+EDGE_FAMILIES = ["categorical", "masked", "multi-masked", "bernoulli", "gaussian"]
+FEW_FAMILIES = ["masked", "multi-masked", "bernoulli", "gaussian"]
 
 
 @pytest.fixture(params=DISCRETE)
@@ -98,7 +103,7 @@ def family(request) -> Discrete:
 
 def make(name: str, vector, dtype):
     """A distribution of any family from one vector of 6 numbers a row (of which it may use fewer)."""
-    vector = jnp.asarray(vector, dtype)
+    vector = np.asarray(vector, dtype)
     if name == "gaussian":
         return DiagGaussian(vector[..., :3], vector[..., 3:])
     return DISCRETE[name](vector[..., : DISCRETE[name].width])
@@ -127,7 +132,7 @@ def test_log_probabilities_are_those_of_enumeration_and_sum_to_one(family, dtype
 @pytest.mark.parametrize(("mean", "log_std"), [(0.0, 0.0), (-3.0, 1.0), (2.0, -4.0)])
 def test_one_dimensional_gaussian_density_integrates_to_one(mean, log_std, dtype):
     grid = mean + np.exp(log_std) * np.linspace(-10, 10, 4001)
-    distribution = DiagGaussian(jnp.full((4001, 1), mean, dtype), jnp.full((4001, 1), log_std, dtype))
+    distribution = DiagGaussian(np.full((4001, 1), mean, dtype), np.full((4001, 1), log_std, dtype))
     density = np.exp(np.asarray(log_prob(distribution, grid[:, None].astype(dtype)), np.float64))
     assert integrate.trapezoid(density, grid) == pytest.approx(1, rel=1e-5 if dtype == np.float32 else 1e-12)
 
@@ -139,9 +144,9 @@ def test_gaussian_log_density_is_the_sum_of_scipys_over_dimensions(dtype, rng):
     np.testing.assert_allclose(told, truth, rtol=2e-5 if dtype == np.float32 else 1e-13)
 
 
-def test_sample_frequencies_match_probabilities(family, dtype, key, rng):
+def test_sample_frequencies_match_probabilities(family, key, rng):
     count = 20_000
-    logits = rng.normal(size=family.width).astype(dtype)
+    logits = rng.normal(size=family.width).astype(np.float32)
     sample = np.asarray(sampled(family(np.broadcast_to(logits, (count, family.width))), key))
     assert sample.shape == (count, *family.actions.shape[1:])
     assert np.issubdtype(sample.dtype, np.integer)
@@ -150,16 +155,16 @@ def test_sample_frequencies_match_probabilities(family, dtype, key, rng):
     assert np.all(np.abs(frequency - truth) <= 5 * np.sqrt(truth * (1 - truth) / count))
 
 
-def test_gaussian_samples_follow_the_normal_law_independently_in_each_dimension(dtype, key):
+def test_gaussian_samples_follow_the_normal_law_independently_in_each_dimension(key):
     mean, log_std = np.array([1.0, -2.0]), np.array([-1.0, 0.5])
-    tile = lambda row: jnp.broadcast_to(jnp.asarray(row, dtype), (20_000, 2))  # noqa: E731
+    tile = lambda row: np.broadcast_to(np.asarray(row, np.float32), (20_000, 2))  # noqa: E731
     sample = np.asarray(sampled(DiagGaussian(tile(mean), tile(log_std)), key), np.float64)
     for i in range(2):
         assert stats.kstest(sample[:, i], "norm", (mean[i], np.exp(log_std[i]))).pvalue > 1e-4
     assert abs(np.corrcoef(sample.T)[0, 1]) < 5 / np.sqrt(20_000)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", FEW_FAMILIES)
 def test_sampling_one_key_twice_gives_one_sample_and_two_keys_two(name, key):
     distribution = make(name, np.zeros((50, 6)), np.float32)
     first, again, other = (sampled(distribution, k) for k in (key, key, jax.random.fold_in(key, 1)))
@@ -186,7 +191,7 @@ def test_mode_and_samples_avoid_masked_actions_whatever_their_logits(name, key):
 
 def test_gaussian_mode_is_the_mean(rng):
     mean = rng.normal(size=(4, 2)).astype(np.float32)
-    assert np.array_equal(DiagGaussian(jnp.asarray(mean), jnp.zeros((4, 2))).mode(), mean)
+    assert np.array_equal(mode(DiagGaussian(mean, np.zeros((4, 2), np.float32))), mean)
 
 
 def test_entropy_is_that_of_enumeration(family, dtype, rng):
@@ -225,14 +230,14 @@ def test_gaussian_kl_is_the_sum_of_integrated_divergences_of_the_dimensions(dtyp
 
     truth = sum(integrated(*row) for row in zip(mean, log_std, new_mean, new_log_std, strict=True))
     back = sum(integrated(*row) for row in zip(new_mean, new_log_std, mean, log_std, strict=True))
-    old, new = (DiagGaussian(jnp.asarray(m), jnp.asarray(s)) for m, s in ((mean, log_std), (new_mean, new_log_std)))
+    old, new = (DiagGaussian(np.asarray(m), np.asarray(s)) for m, s in ((mean, log_std), (new_mean, new_log_std)))
     np.testing.assert_allclose([kl(old, new), kl(new, old)], [truth, back], rtol=5e-6 if dtype == np.float32 else 1e-10)
 
 
 ONE_DIMENSION = {  # one action dimension: old and new parameters
-    "multi": (lambda z, d: MultiCategorical(jnp.tile(z, d), None, (3,) * d), [0.0, 1.0, -1.0], [1.0, 0.0, 0.5]),
-    "bernoulli": (lambda z, d: Bernoulli(jnp.tile(z, d)), [0.3], [-1.0]),
-    "gaussian": (lambda z, d: DiagGaussian(jnp.full(d, z[0]), jnp.full(d, z[1])), [0.0, 0.1], [0.4, -0.2]),
+    "multi": (lambda z, d: MultiCategorical(np.tile(z, d), None, (3,) * d), [0.0, 1.0, -1.0], [1.0, 0.0, 0.5]),
+    "bernoulli": (lambda z, d: Bernoulli(np.tile(z, d)), [0.3], [-1.0]),
+    "gaussian": (lambda z, d: DiagGaussian(np.full(d, z[0]), np.full(d, z[1])), [0.0, 0.1], [0.4, -0.2]),
 }
 
 
@@ -241,7 +246,7 @@ ONE_DIMENSION = {  # one action dimension: old and new parameters
 def test_kl_and_entropy_of_d_equal_dimensions_are_d_times_those_of_one(name, dimensions):
     build, old, new = ONE_DIMENSION[name]
     (one_old, one_new), (old, new) = (
-        [build(jnp.asarray(z, jnp.float32), d) for z in (old, new)] for d in (1, dimensions)
+        [build(np.asarray(z, np.float32), d) for z in (old, new)] for d in (1, dimensions)
     )
     assert float(kl(old, new)) == pytest.approx(dimensions * float(kl(one_old, one_new)), rel=1e-5)
     assert float(entropy(old)) == pytest.approx(dimensions * float(entropy(one_old)), rel=1e-5)
@@ -264,24 +269,29 @@ def test_kl_of_old_to_new_is_the_expectation_under_old(name, dtype):
         "multi": lambda z: MultiCategorical(z, None, (2,)),
         "gaussian": lambda z: DiagGaussian(z[:1], z[1:]),
     }[name]
-    old, new = build(jnp.asarray(old, dtype)), build(jnp.asarray(new, dtype))
+    old, new = build(np.asarray(old, dtype)), build(np.asarray(new, dtype))
     assert abs(forward - backward) > 0.1
     assert float(kl(old, new)) == pytest.approx(forward, rel=2e-6)
     assert float(kl(new, old)) == pytest.approx(backward, rel=2e-6)
 
 
-@jax.jit
-def _gradient_of_kl(old, new):
-    vector, rebuild = flat(new)
-    return jax.grad(lambda v: jnp.sum(old.kl(rebuild(v))))(vector)
-
-
 @pytest.mark.parametrize("name", FAMILIES)
-def test_kl_tv_and_gradient_of_kl_are_exactly_zero_at_coincidence(name, dtype, rng):
+def test_kl_and_tv_are_exactly_zero_at_coincidence(name, dtype, rng):
     distribution = make(name, rng.normal(size=(6, 6), scale=3), dtype)
     assert np.all(np.asarray(kl(distribution, distribution)) == 0)
     assert np.all(np.asarray(tv(distribution, distribution)) == 0)
-    np.testing.assert_allclose(_gradient_of_kl(distribution, distribution), 0, atol=3 * TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("name", FEW_FAMILIES)
+def test_gradient_of_kl_vanishes_at_coincidence_and_not_elsewhere(name, x64, rng):
+    @jax.jit
+    def gradient(old, new):
+        vector, rebuild = flat(new)
+        return jax.grad(lambda v: jnp.sum(old.kl(rebuild(v))))(vector)
+
+    here, there = (make(name, rng.normal(size=(6, 6)), np.float64) for _ in range(2))
+    np.testing.assert_allclose(gradient(here, here), 0, atol=1e-14)
+    assert np.linalg.norm(gradient(here, there)) > 0.1
 
 
 @jax.jit
@@ -313,7 +323,9 @@ def test_kl_is_never_negative(precision, vectors, exponent):
 
 def leaves(distribution) -> list[np.ndarray]:
     """The parameters in float64."""
-    return [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(eqx.filter(distribution, eqx.is_inexact_array))]
+    return [
+        np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(eqx.filter(distribution, eqx.is_inexact_array_like))
+    ]
 
 
 def inner(left, right) -> np.ndarray:
@@ -341,7 +353,7 @@ def test_kl_is_never_negative_and_averages_right_however_small_the_step(name, dt
 def test_tv_is_that_of_enumeration_over_joint_actions_both_ways(family, dtype, rng):
     old, new = rng.normal(size=(2, 6, family.width), scale=1.5).astype(dtype)
     truth = 0.5 * np.abs(family.joint(old) - family.joint(new)).sum(axis=-1)
-    assert truth.min() > 0.05
+    assert truth.mean() > 0.05
     np.testing.assert_allclose(tv(family(old), family(new)), truth, atol=TOLERANCE[dtype])
     np.testing.assert_allclose(tv(family(new), family(old)), truth, atol=TOLERANCE[dtype])
 
@@ -382,8 +394,8 @@ def test_one_dimensional_gaussian_tv_is_scipys_mass_between_the_crossings_both_w
     mean, log_std, new_mean, new_log_std = (
         np.asarray(x, dtype) for x in (pair[0], np.log(pair[1]), pair[2], np.log(pair[3]))
     )
-    old = DiagGaussian(jnp.asarray([mean]), jnp.asarray([log_std]))
-    new = DiagGaussian(jnp.asarray([new_mean]), jnp.asarray([new_log_std]))
+    old = DiagGaussian(np.asarray([mean]), np.asarray([log_std]))
+    new = DiagGaussian(np.asarray([new_mean]), np.asarray([new_log_std]))
     truth = _scipy_tv(*(float(x) for x in (mean, np.exp(float(log_std)), new_mean, np.exp(float(new_log_std)))))
     tolerance = 1e-6 if dtype == np.float32 else 1e-10
     assert float(tv(old, new)) == pytest.approx(truth, abs=tolerance)
@@ -392,8 +404,8 @@ def test_one_dimensional_gaussian_tv_is_scipys_mass_between_the_crossings_both_w
 
 @pytest.mark.parametrize(("mean", "log_std"), [(1.0, -20.0), (1e4, -20.0), (100.0, -12.0), (1.0, -40.0), (30.0, 1.0)])
 def test_tv_of_distant_or_very_unequal_gaussians_is_one_both_ways(mean, log_std, dtype):
-    old = DiagGaussian(jnp.zeros(1, dtype), jnp.zeros(1, dtype))
-    new = DiagGaussian(jnp.full(1, mean, dtype), jnp.full(1, log_std, dtype))
+    old = DiagGaussian(np.zeros(1, dtype), np.zeros(1, dtype))
+    new = DiagGaussian(np.full(1, mean, dtype), np.full(1, log_std, dtype))
     assert float(tv(old, new)) == pytest.approx(1, abs=2e-4)
     assert float(tv(new, old)) == pytest.approx(1, abs=2e-4)
 
@@ -427,7 +439,7 @@ def test_gaussian_tv_in_two_dimensions_bounds_the_integral_and_not_by_much(case,
     ]
     gap = np.abs(densities[0] - densities[1])
     truth = 0.5 * integrate.trapezoid(integrate.trapezoid(gap, axes[1], axis=1), axes[0])
-    old, new = DiagGaussian(jnp.asarray(m), jnp.log(s)), DiagGaussian(jnp.asarray(n), jnp.log(t))
+    old, new = DiagGaussian(np.asarray(m), np.log(s)), DiagGaussian(np.asarray(n), np.log(t))
     for told in (float(tv(old, new)), float(tv(new, old))):
         assert truth - 1e-5 <= told <= min(1, 2 * truth + 1e-5)
 
@@ -440,8 +452,8 @@ def test_gaussian_tv_in_six_dimensions_bounds_a_monte_carlo_estimate(x64, rng):
     excess = np.maximum(1 - np.exp(ratio.sum(axis=-1)), 0)
     truth, error = excess.mean(), excess.std() / np.sqrt(len(excess))
     old, new = (
-        DiagGaussian(jnp.asarray(mean), jnp.asarray(log_std)),
-        DiagGaussian(jnp.asarray(new_mean), jnp.asarray(new_log_std)),
+        DiagGaussian(mean, log_std),
+        DiagGaussian(new_mean, new_log_std),
     )
     assert truth - 5 * error <= float(tv(old, new)) <= 1
     assert truth - 5 * error <= float(tv(new, old)) <= 1
@@ -490,7 +502,7 @@ def test_tv_is_between_0_and_1_and_obeys_pinsker_and_bretagnolle_huber(precision
 @settings(max_examples=60)
 def test_one_dimensional_gaussian_tv_is_symmetric_and_obeys_pinsker(precision, pair):
     with jax.enable_x64(precision == "float64"):
-        old, new = (DiagGaussian(jnp.asarray(v[:1], precision), jnp.asarray(v[1:], precision)) for v in pair)
+        old, new = (DiagGaussian(np.asarray(v[:1], precision), np.asarray(v[1:], precision)) for v in pair)
         ((forward, backward, tv, back),) = _divergences([(old, new)])
         rounding = 1e-3 if precision == "float32" else 1e-7
         assert 0 <= float(tv) <= 1
@@ -514,7 +526,7 @@ def _curvatures(distribution):
     return matrix, forward, jax.hessian(lambda v: rebuild(v).kl(distribution))(vector)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", FEW_FAMILIES)
 def test_metric_is_the_hessian_of_both_kls_at_coincidence(name, x64, rng):
     matrix, forward, backward = _curvatures(make(name, rng.normal(size=6), np.float64))
     assert np.linalg.norm(matrix) > 0.1
@@ -522,13 +534,13 @@ def test_metric_is_the_hessian_of_both_kls_at_coincidence(name, x64, rng):
     np.testing.assert_allclose(matrix, backward, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_metric_is_applied_row_by_row_and_is_positive_semidefinite(name, dtype, rng):
-    distribution, tangent = (make(name, rng.normal(size=(4, 6)), dtype) for _ in range(2))
+@pytest.mark.parametrize("name", FEW_FAMILIES)
+def test_metric_is_applied_row_by_row_and_is_positive_semidefinite(name, rng):
+    distribution, tangent = (make(name, rng.normal(size=(6, 6)), np.float32) for _ in range(2))
     image = metric(distribution, tangent)
     by_row = jax.jit(jax.vmap(lambda one, other: one.metric(other)))(distribution, tangent)
     for whole, part in zip(leaves(image), leaves(by_row), strict=True):
-        np.testing.assert_allclose(whole, part, atol=2 * TOLERANCE[dtype], rtol=1e-5)
+        np.testing.assert_allclose(whole, part, atol=1e-6, rtol=1e-5)
     assert np.all(inner(image, tangent) > 0)
 
 
@@ -548,13 +560,13 @@ def test_small_steps_have_the_kl_of_the_quadratic_model_both_ways(name, x64, rng
 
 def test_worked_case_4_of_the_theory(dtype):
     for old, new in (
-        (Categorical(jnp.zeros(2, dtype)), Categorical(jnp.asarray([0.0, -INF], dtype))),
-        (Categorical(jnp.zeros(2, dtype)), Categorical(jnp.zeros(2, dtype), jnp.asarray([True, False]))),
+        (Categorical(np.zeros(2, dtype)), Categorical(np.asarray([0.0, -INF], dtype))),
+        (Categorical(np.zeros(2, dtype)), Categorical(np.zeros(2, dtype), np.asarray([True, False]))),
         (
-            MultiCategorical(jnp.zeros(2, dtype), None, (2,)),
-            MultiCategorical(jnp.asarray([0.0, -INF], dtype), None, (2,)),
+            MultiCategorical(np.zeros(2, dtype), None, (2,)),
+            MultiCategorical(np.asarray([0.0, -INF], dtype), None, (2,)),
         ),
-        (Bernoulli(jnp.zeros(1, dtype)), Bernoulli(jnp.asarray([INF], dtype))),
+        (Bernoulli(np.zeros(1, dtype)), Bernoulli(np.asarray([INF], dtype))),
     ):
         assert float(tv(old, new)) == 0.5
         assert float(tv(new, old)) == 0.5
@@ -608,7 +620,7 @@ def assert_no_nan(tree, labels):
         assert not bad.any(), [label for label, is_bad in zip(labels, bad, strict=True) if is_bad]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", EDGE_FAMILIES)
 def test_no_nan_in_entropy_log_probability_and_metric_at_the_edges(name, dtype, key):
     labels, edges = _edges(name, dtype)
     actions = np.zeros((1, 3), dtype) if name == "gaussian" else DISCRETE[name].actions
@@ -630,7 +642,7 @@ def test_no_nan_in_entropy_log_probability_and_metric_at_the_edges(name, dtype, 
         assert np.all(np.asarray(of_entropy[0]) <= np.log(len(actions)) + 1e-6)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", EDGE_FAMILIES)
 def test_no_nan_in_divergences_and_their_derivatives_at_the_edges(name, dtype):
     labels, edges = _edges(name, dtype)
     pairs = list(product(range(len(labels)), repeat=2))
@@ -666,11 +678,11 @@ def test_kl_at_the_edges_is_infinite_exactly_where_support_is_lost(family, x64):
 
 
 @pytest.mark.parametrize("name", ["masked", "multi-masked"])
-def test_masked_logits_have_no_influence_and_no_gradient(name, dtype, rng):
+def test_masked_logits_have_no_influence_and_no_gradient(name, rng):
     family = DISCRETE[name]
     allowed = np.asarray(family.mask)
-    logits, other = rng.normal(size=(2, family.width)).astype(dtype)
-    garbage = np.where(allowed, logits, np.resize(np.array([1e30, -INF, -1e4], dtype), family.width)).astype(dtype)
+    logits, other = rng.normal(size=(2, family.width)).astype(np.float32)
+    garbage = np.where(allowed, logits, np.resize([1e30, -INF, -1e4], family.width)).astype(np.float32)
     new = family(other)
 
     @jax.jit
@@ -678,15 +690,15 @@ def test_masked_logits_have_no_influence_and_no_gradient(name, dtype, rng):
         return jnp.stack([family(z).entropy(), family(z).kl(new), new.kl(family(z)), family(z).tv(new)])
 
     np.testing.assert_array_equal(told(garbage), told(logits))
-    gradient = np.asarray(jax.jit(jax.jacrev(told))(jnp.asarray(garbage)))
+    gradient = np.asarray(jax.jit(jax.jacrev(told))(garbage))
     assert np.all(gradient[:, ~allowed] == 0)
     assert np.all(np.isfinite(gradient))
     assert np.all(np.any(gradient[:, allowed] != 0, axis=-1))
 
 
 def test_different_masks_give_infinite_kl_only_where_support_is_lost(dtype):
-    wide = Categorical(jnp.zeros(3, dtype), jnp.asarray([True, True, True]))
-    narrow = Categorical(jnp.zeros(3, dtype), jnp.asarray([True, True, False]))
+    wide = Categorical(np.zeros(3, dtype), np.asarray([True, True, True]))
+    narrow = Categorical(np.zeros(3, dtype), np.asarray([True, True, False]))
     assert float(wide.kl(narrow)) == INF
     assert float(narrow.kl(wide)) == pytest.approx(np.log(1.5), rel=1e-6)
     assert float(wide.tv(narrow)) == pytest.approx(1 / 3, rel=1e-6)

@@ -302,6 +302,20 @@ def test_what_is_stored_is_what_was_sampled_with_its_log_probability(row, task):
         assert (np.abs(whole.action) > 2).any()
 
 
+@pytest.mark.parametrize("row", SOURCES)
+def test_every_row_draws_noise_of_its_own(row):
+    story = story_of(row, "pendulum")
+    whole = story.whole
+    distribution = eqx.filter_jit(lambda policy, shown: policy(shown))(story.policy, whole.observation[:-1])
+    noise = np.asarray((whole.action - distribution.mean) / np.exp(distribution.log_std))[..., 0]
+    count = noise.size
+    assert len(np.unique(noise.round(4))) > 0.9 * count
+    # Standard normal, and independent of the row before and of the neighbour: four standard deviations.
+    bound = 4 / np.sqrt(count)
+    moments = (noise.mean(), noise.std() - 1, (noise[1:] * noise[:-1]).mean(), (noise[:, 1:] * noise[:, :-1]).mean())
+    assert all(abs(moment) < 1.3 * bound for moment in moments)
+
+
 @told_by_all
 def test_environments_of_one_source_and_of_two_seeds_start_differently(row, task):
     story = story_of(row, task)
@@ -323,9 +337,9 @@ def test_collecting_changes_nothing_in_the_policy(row):
     assert same_bits(before, policy)
 
 
-@pytest.mark.parametrize("row", SOURCES)
-def test_collect_is_a_function_of_its_arguments(row):
-    story = story_of(row, "cartpole")
+@told_by_all
+def test_collect_is_a_function_of_its_arguments(row, task):
+    story = story_of(row, task)
     source, policy, states, keys = story.source, story.policy, story.states, story.keys
     # From an older state, and on from where that leads; then from the newer one again.
     first, after = source.collect(policy, states[0], keys[0])
@@ -427,7 +441,7 @@ def as_in(space: spaces.Space, value: Any) -> Any:
         return {key: as_in(sub, value[key]) for key, sub in space.spaces.items()}
     if isinstance(space, spaces.Tuple):
         return tuple(as_in(sub, part) for sub, part in zip(space.spaces, value, strict=True))
-    return np.asarray(value).astype(space.dtype)[()] if space.shape == () else np.asarray(value, space.dtype)
+    return np.asarray(value, space.dtype)
 
 
 @pytest.mark.parametrize("name", ["masked", "masked multidiscrete", "masked by a list"])
@@ -458,6 +472,12 @@ def test_actions_stay_inside_bounds_that_float32_cannot_write(row):
     source = opened(row, partial(probes.Strict, spaces.Box(-0.1, 0.1, (2,), np.float64)), 2, 8)
     whole = live(source, lively(source, 1), 1).whole
     assert (whole.action > 1).any()
+
+
+@pytest.mark.parametrize("row", PROBED)
+def test_what_info_holds_beside_a_mask_does_not_matter(row):
+    source = opened(row, probes.Chatty, 2, 8)
+    assert live(source, lively(source, 1), 1).whole.mask is None
 
 
 @pytest.mark.parametrize("row", PROBED)
@@ -539,6 +559,16 @@ def test_a_twin_gives_the_same_bits(row, name):
     assert same_bits(story_of(row, name).parts, story_of(SOURCES[row].twin, name).parts)
 
 
+def test_a_worker_process_that_dies_is_a_fault_and_leaves_the_source_usable():
+    source = opened("gymnasium-async", probes.Dying, 2, 2)
+    policy = lively(source, 1)
+    story = live(source, policy, 1)
+    with pytest.raises(sf.EnvironmentFault, match=r"^probes:Dying: step 2: environment [01] "):
+        source.collect(policy, story.states[1], story.keys[0])
+    again, _ = source.collect(policy, story.states[0], story.keys[0])
+    assert same_bits(again, story.parts[0])
+
+
 def test_worker_processes_do_without_jax():
     # A second and a hundred megabytes for each environment otherwise.
     source = opened("gymnasium-async", probes.Imports, 2, 2)
@@ -547,9 +577,7 @@ def test_worker_processes_do_without_jax():
 
 # Whole runs.
 
-TINY = dict(
-    envs=2, horizon=8, hidden=(8,), critic_hidden=(8,), critic_epochs=1, vectorisation="sync", evaluation_episodes=1
-)
+TINY = {"envs": 2, "horizon": 8, "hidden": (8,), "critic_hidden": (8,), "critic_epochs": 1, "evaluation_episodes": 1}
 
 
 def trained(environment: Any, out: Any, **settings: Any) -> list[dict[str, Any]]:

@@ -228,6 +228,7 @@ def test_a_description_gives_the_space_again(name):
         {},
         {"type": "Sphere"},
         {"type": "Discrete"},
+        {"type": "Discrete", "n": 10**30, "start": 0, "dtype": "int64"},
         {"type": "Discrete", "n": 0, "start": 0, "dtype": "int64"},
         {"type": "Discrete", "n": 2, "start": 0, "dtype": "no type"},
         {"type": "Box", "low": [0], "high": [1], "shape": [2], "dtype": "float32"},

@@ -145,7 +145,7 @@ class NPG(RuleSettings):
     damping: float = setting(0.1, _DAMPING, at_least=0)
     iterations: int = setting(10, _ITERATIONS, at_least=1)
     tolerance: float = setting(1e-5, _TOLERANCE, at_least=0, below=1)
-    subsample: float = setting(1.0, _SUBSAMPLE, above=0, at_most=1)
+    subsample: float = setting(0.2, _SUBSAMPLE, above=0, at_most=1)
     chunk: int = setting(0, _CHUNK, at_least=0)
     standardise: bool = setting(True, _STANDARDISE)
 
@@ -160,7 +160,7 @@ class TRPO(RuleSettings):
     damping: float = setting(0.1, _DAMPING, at_least=0)
     iterations: int = setting(10, _ITERATIONS, at_least=1)
     tolerance: float = setting(1e-5, _TOLERANCE, at_least=0, below=1)
-    subsample: float = setting(1.0, _SUBSAMPLE, above=0, at_most=1)
+    subsample: float = setting(0.2, _SUBSAMPLE, above=0, at_most=1)
     backtracks: int = setting(10, "The most times that a refused candidate is shortened.", at_least=0)
     shrink: float = setting(0.8, "Factor by which a refused candidate is shortened.", above=0, below=1)
     accept: float = setting(
@@ -210,7 +210,9 @@ class Estimator(_Settings):
 class Collection(_Settings):
     """Where experience comes from, and how much of it an update sees."""
 
-    source: Literal["auto", "gymnasium"] = setting("auto", "Which library steps the environments.")
+    source: Literal["auto", "gymnasium", "envpool"] = setting(
+        "auto", "Which library steps the environments; auto takes EnvPool where it has the task."
+    )
     envs: int = setting(16, "Environments stepped side by side.", at_least=1, at_most=65536)
     horizon: int = setting(64, "Steps of each environment between two updates.", at_least=1, at_most=10_000_000)
     vectorisation: Literal["auto", "sync", "async"] = setting(

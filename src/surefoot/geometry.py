@@ -155,19 +155,6 @@ def _effective_sample_size(mass: Float[Array, " B"]) -> Float[Array, ""]:
     return jnp.where(squares > 0, jnp.sum(mass) ** 2 / jnp.where(squares > 0, squares, 1), 0)
 
 
-def gain_and_kl(policy: Policy, batch: Batch, *, chunk: int = 0) -> tuple[Array, Array]:
-    """(surrogate_gain, kl) of `movement` alone: what a line search asks of each candidate."""
-
-    def each_row(part: Batch) -> Any:
-        new = policy(part.observation, part.mask)
-        new_mass = _ratio(part, new.log_prob(part.action))
-        old_mass = _ratio(part, part.old.log_prob(part.action))
-        return jnp.where(new_mass == old_mass, 0, new_mass - old_mass) * part.advantage, part.old.kl(new)
-
-    gain, kl = _map_over_chunks(each_row, batch, chunk)
-    return jnp.sum(gain), weighted_sum(batch.weight, kl)
-
-
 def subsample(batch: Batch, share: float) -> Batch:
     """Every k-th row, k = round(1/share), with weights that again sum to 1; the whole batch for share 1."""
     stride = max(1, round(1 / share))

@@ -134,12 +134,13 @@ def backtrack(evaluate, acceptable, *, shrink, limit: int, dtype) -> Search:
     def refused(search: Search):
         return ~search.accepted & (search.backtracks < limit)
 
-    def shorten(search: Search) -> Search:
-        return judge(search.scale * shrink, search.backtracks + 1)
-
-    def judge(scale, count) -> Search:
+    def next_candidate(search: Search) -> Search:
+        scale = jnp.where(search.backtracks < 0, 1, search.scale * shrink).astype(dtype)
         evaluation = evaluate(scale)
-        return Search(scale, evaluation, count, acceptable(scale, evaluation))
+        return Search(scale, evaluation, search.backtracks + 1, acceptable(scale, evaluation))
 
-    first = judge(jnp.ones((), dtype), jnp.asarray(0, jnp.int32))
-    return jax.lax.while_loop(refused, shorten, first)
+    # The full step is the loop's first turn and not a call before it, so `evaluate` is compiled once.
+    one = jnp.ones((), dtype)
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(evaluate, one))
+    before = Search(one, nothing, jnp.asarray(-1, jnp.int32), jnp.asarray(False))
+    return jax.lax.while_loop(refused, next_candidate, before)

@@ -19,6 +19,7 @@ from surefoot import agent as artefact
 from surefoot import config
 from surefoot.advantage import estimate
 from surefoot.batch import Batch, Trajectory, weighted_sum
+from surefoot.compilation import keep_compiled_programs
 from surefoot.critic import CriticReport, CriticState, fit, make_critic
 from surefoot.errors import SettingError, SurefootError, did_you_mean
 from surefoot.evaluation import evaluate
@@ -111,6 +112,7 @@ def train(
     """
     run = config.make_run(**settings)
     rule = make_rule(rule)
+    keep_compiled_programs()
     source = make_source(environment, run.collection)
     try:
         return _train(environment, rule, run, source, out, progress)
@@ -129,10 +131,15 @@ def make_rule(rule: Rule | str) -> Rule:
 
 def begin(source: Source, rule: Rule, run: config.Run) -> tuple[Learner, Any]:
     """A fresh learner and the source's first state, from the run's seed alone."""
-    policy_key, critic_key, source_key, key = jax.random.split(jax.random.key(run.seed), 4)
-    policy = make_policy(source.observation_space, source.action_space, run.network, policy_key)
-    critic = make_critic(source.observation_space, run.critic, critic_key, normalise=run.network.normalise)
-    learner = Learner(policy, rule.init(policy), critic, jnp.zeros(source.envs), key)
+
+    @jax.jit  # one program instead of the many small ones that initialisers are made of
+    def fresh(seed: Array) -> tuple[Learner, PRNGKeyArray]:
+        policy_key, critic_key, source_key, key = jax.random.split(jax.random.key(seed), 4)
+        policy = make_policy(source.observation_space, source.action_space, run.network, policy_key)
+        critic = make_critic(source.observation_space, run.critic, critic_key, normalise=run.network.normalise)
+        return Learner(policy, rule.init(policy), critic, jnp.zeros(source.envs), key), source_key
+
+    learner, source_key = fresh(np.uint32(run.seed))
     return learner, source.reset(source_key)
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from surefoot import config
 from surefoot.batch import Batch
-from surefoot.geometry import Movement, movement, unmoved
+from surefoot.geometry import Movement, unmoved
 from surefoot.policy import Policy, flatten
 
 Memory: TypeAlias = PyTree
@@ -144,19 +144,18 @@ def choice(default: Any) -> Any:
 
 
 def conclude(
-    policy: Policy, batch: Batch, proposal: Proposal, *, unit: Float[Array, ""], chunk: int
+    policy: Policy, batch: Batch, proposal: Proposal, moved: Movement, *, unit: Float[Array, ""]
 ) -> tuple[Policy, UpdateReport]:
     """Take the proposal or refuse it, and report what that did.
 
-    Refused are a proposal that is not acceptable, a step of length 0, and any step or candidate that is
-    not finite; then the old policy comes back bit for bit. `unit` turns the batch's gains into reward
-    units.
+    `moved` is the movement of the policy at theta + scale * step. Refused are a proposal that is not
+    acceptable, a step of length 0, and any step or candidate that is not finite; then the old policy comes
+    back bit for bit. `unit` turns the batch's gains into reward units.
     """
     theta, rebuild = flatten(policy)
     step = proposal.scale * proposal.step
     length = jnp.linalg.norm(step)
     candidate = theta + step
-    moved = movement(rebuild(candidate), batch, chunk=chunk)
     # A tabular policy's impossible actions have logits of -inf, which no step changes.
     finite = jnp.all(jnp.isfinite(candidate) | ~jnp.isfinite(theta)) & jnp.all(jnp.isfinite(step))
     finite &= jnp.isfinite(moved.kl) & jnp.isfinite(moved.surrogate_gain)

@@ -8,7 +8,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from surefoot import config
 from surefoot.batch import Batch
-from surefoot.policy import Policy
+from surefoot.geometry import movement
+from surefoot.policy import Policy, flatten
 from surefoot.rules.base import Memory, Rule, UpdateReport, choice, conclude, numeric
 from surefoot.rules.natural import check_subsample, measured, natural_step
 
@@ -47,5 +48,7 @@ class NPG(Rule):
         rule = self.cast(policy)
         batch, unit = measured(rule, batch)
         proposal = natural_step(rule, policy, batch)
-        policy, report = conclude(policy, batch, proposal, unit=unit, chunk=rule.chunk)
+        theta, rebuild = flatten(policy)
+        moved = movement(rebuild(theta + proposal.step), batch, chunk=rule.chunk)
+        policy, report = conclude(policy, batch, proposal, moved, unit=unit)
         return policy, memory, report

@@ -9,8 +9,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from surefoot import config
 from surefoot.batch import Batch
-from surefoot.geometry import fisher_quadratic, surrogate_gradient
-from surefoot.policy import Policy
+from surefoot.geometry import fisher_quadratic, movement, surrogate_gradient
+from surefoot.policy import Policy, flatten
 from surefoot.rules.base import Memory, Proposal, Rule, UpdateReport, choice, conclude, numeric
 from surefoot.rules.natural import measured
 from surefoot.steps import step_to_ball
@@ -43,6 +43,7 @@ class PG(Rule):
         gradient = surrogate_gradient(policy, batch, chunk=rule.chunk)
         alpha = step_to_ball(gradient, rule.radius)
         step = alpha * gradient
+        theta, rebuild = flatten(policy)
         proposal = Proposal(
             step=step,
             scale=jnp.ones_like(alpha),
@@ -54,5 +55,6 @@ class PG(Rule):
             solver_iterations=jnp.asarray(0, jnp.int32),
             solver_residual=jnp.zeros_like(alpha),
         )
-        policy, report = conclude(policy, batch, proposal, unit=unit, chunk=rule.chunk)
+        moved = movement(rebuild(theta + proposal.step), batch, chunk=rule.chunk)
+        policy, report = conclude(policy, batch, proposal, moved, unit=unit)
         return policy, memory, report

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from surefoot import config
 from surefoot.batch import Batch
-from surefoot.geometry import gain_and_kl
+from surefoot.geometry import movement
 from surefoot.policy import Policy, flatten
 from surefoot.rules.base import Memory, Rule, UpdateReport, choice, conclude, numeric
 from surefoot.rules.natural import check_subsample, measured, natural_step
@@ -56,11 +56,12 @@ class TRPO(Rule):
         theta, rebuild = flatten(policy)
 
         def evaluate(scale):
-            return gain_and_kl(rebuild(theta + scale * proposal.step), batch, chunk=rule.chunk)
+            return movement(rebuild(theta + scale * proposal.step), batch, chunk=rule.chunk)
 
-        def acceptable(scale, evaluation):
-            gain, kl = evaluation
-            return (gain > 0) & (gain >= rule.accept * scale * proposal.predicted_gain) & (kl <= rule.radius)
+        def acceptable(scale, moved):
+            gain = moved.surrogate_gain
+            enough = (gain > 0) & (gain >= rule.accept * scale * proposal.predicted_gain)
+            return enough & (moved.kl <= rule.radius)
 
         search = backtrack(evaluate, acceptable, shrink=rule.shrink, limit=rule.backtracks, dtype=theta.dtype)
         proposal = proposal._replace(
@@ -68,5 +69,5 @@ class TRPO(Rule):
             acceptable=proposal.acceptable & search.accepted,
             backtracks=search.backtracks,
         )
-        policy, report = conclude(policy, batch, proposal, unit=unit, chunk=rule.chunk)
+        policy, report = conclude(policy, batch, proposal, search.evaluation, unit=unit)
         return policy, memory, report

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from surefoot import config
+from surefoot.errors import SettingError
 
 if TYPE_CHECKING:
     from surefoot.sources.base import Source
@@ -17,8 +18,18 @@ if TYPE_CHECKING:
 def make_source(environment: str | Callable[[], Any], settings: config.Collection) -> Source:
     """The source that `settings.source` names, for a Gymnasium id, `package.module:callable` or a callable.
 
-    `auto` takes Gymnasium. Raises EnvironmentNotFound, UnsupportedSpace.
+    `auto` takes EnvPool where it has the task and Gymnasium elsewhere. Raises EnvironmentNotFound,
+    UnsupportedSpace.
     """
+    named = isinstance(environment, str) and ":" not in environment
+    if settings.source == "envpool" and not named:
+        raise SettingError("source: envpool takes a Gymnasium id, not an environment of one's own; use gymnasium")
+    if named and settings.source in ("auto", "envpool"):
+        from surefoot.sources.envpool import envpool_source, has_environment
+
+        if settings.source == "envpool" or has_environment(str(environment)):
+            return envpool_source(str(environment), settings)
+
     from surefoot.sources.gymnasium import gymnasium_source
 
     return gymnasium_source(environment, settings)
