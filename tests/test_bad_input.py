@@ -173,7 +173,7 @@ def test_a_fault_in_the_evaluation_names_the_step_and_leaves_the_run_complete(tm
         (3, ["3", "callable"]),
         (None, ["None", "callable"]),
     ],
-    ids=repr,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_names_no_environment_is_refused_with_what_would(environment, words, tmp_path):
     line = refusal(sf.EnvironmentNotFound, environment, tmp_path / "run")

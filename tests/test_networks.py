@@ -293,7 +293,7 @@ def test_constant_targets_explain_nothing_and_do_not_collapse_the_unit(constant,
     assert np.sqrt(np.mean(error**2)) < 0.1
 
 
-def test_a_batch_of_one_transition_gives_no_nan(observation, key):
+def test_a_batch_of_one_transition_is_fitted_without_nan(observation, key):
     state = fresh()
     for k in range(2):
         state, report = fitted(

@@ -7,6 +7,7 @@ probes.py and asks the rows that can run them; the third asks whole runs.
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,11 +31,11 @@ from surefoot.sources import make_source
 from surefoot.sources.base import Source
 
 
-def gymnasium_row(vectorisation: str, environment: Any, envs: int, horizon: int, restart_every: int | None) -> Source:
-    settings = config.Collection(
-        source="gymnasium", envs=envs, horizon=horizon, vectorisation=vectorisation, restart_every=restart_every
+def made(options: dict[str, Any], environment: Any, envs: int, horizon: int, restart_every: int | None) -> Source:
+    """The source that `make_source` makes with these settings."""
+    return make_source(
+        environment, config.Collection(envs=envs, horizon=horizon, restart_every=restart_every, **options)
     )
-    return make_source(environment, settings)
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,13 @@ class Row:
 
 GYMNASIUM = {"cartpole": "CartPole-v1", "pendulum": "Pendulum-v1"}
 SOURCES = {
-    "gymnasium-sync": Row(partial(gymnasium_row, "sync"), GYMNASIUM, probes=True),
-    "gymnasium-async": Row(partial(gymnasium_row, "async"), GYMNASIUM, probes=True, twin="gymnasium-sync"),
+    "gymnasium-sync": Row(partial(made, {"source": "gymnasium", "vectorisation": "sync"}), GYMNASIUM, probes=True),
+    "gymnasium-async": Row(
+        partial(made, {"source": "gymnasium", "vectorisation": "async"}), GYMNASIUM, probes=True, twin="gymnasium-sync"
+    ),
 }
+if importlib.util.find_spec("envpool"):  # there is not a wheel for every machine
+    SOURCES["envpool"] = Row(partial(made, {"source": "envpool"}), GYMNASIUM)
 
 
 class CartPole:
@@ -153,14 +158,14 @@ _opened: list[Source] = []
 
 
 def opened(row: str, environment: Any, envs: int, horizon: int, restart_every: int | None = None) -> Source:
-    """A source that is closed when the tests of this file are over."""
+    """A source that is closed after each test; the story's are used again by the next."""
     source = SOURCES[row].build(environment, envs, horizon, restart_every)
     _opened.append(source)
     return source
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _closed_at_the_end():
+@pytest.fixture(autouse=True)
+def _closed_after_each_test():
     yield
     for source in _opened:
         source.close()

@@ -73,13 +73,13 @@ def test_conjugate_gradients_agree_with_a_direct_solve_and_with_lineax_where_it_
     found = solve(matrix, b, damping, iterations=200, tolerance=1e-11)
     direct = np.linalg.solve(matrix + damping * np.eye(12), b)
     operator = lx.MatrixLinearOperator(jnp.asarray(matrix + damping * np.eye(12)), lx.positive_semidefinite_tag)
-    peer = lx.linear_solve(operator, jnp.asarray(b), lx.CG(rtol=1e-11, atol=0.0, max_steps=2000), throw=False)
+    peer = lx.linear_solve(operator, jnp.asarray(b), lx.CG(rtol=1e-9, atol=0.0, max_steps=2000), throw=False)
     agreed = bool(peer.result == lx.RESULTS.successful)
     assert agreed or name == "condition 1e6, scale 1e-3"  # lineax gives up on that one
     condition = np.linalg.cond(matrix + damping * np.eye(12))
     np.testing.assert_allclose(found.x, direct, rtol=0, atol=1e-10 * condition * np.linalg.norm(direct))
     if agreed:
-        np.testing.assert_allclose(found.x, peer.value, rtol=0, atol=1e-10 * condition * np.linalg.norm(direct))
+        np.testing.assert_allclose(found.x, peer.value, rtol=0, atol=2e-9 * condition * np.linalg.norm(direct))
     assert bool(found.converged)
     assert bool(found.positive)
     assert true_residual(matrix, found, b, damping) < 1e-10

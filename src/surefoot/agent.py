@@ -23,7 +23,7 @@ from surefoot._version import __version__
 from surefoot.errors import RunError, SettingError, SurefootError
 from surefoot.policy import NeuralPolicy, make_policy
 from surefoot.record import write_atomically
-from surefoot.spaces import describe, parse
+from surefoot.spaces import describe, lawful, one_line, parse, unlawful
 
 FORMAT_VERSION = 1
 
@@ -68,20 +68,34 @@ class Agent:
 
         Raises SettingError for an observation that does not fit the space.
         """
-        arrays, batched = _arrays(observation, self.observation_space)
-        if mask is not None:
-            mask = np.asarray(mask, bool)
-        if deterministic:
-            action = _act_deterministically(self.policy, arrays, mask)
-        else:
-            seed = (generator or np.random.default_rng()).integers(2**32, dtype=np.uint32)
-            action = _act_by_sampling(self.policy, arrays, mask, seed)
-        shape = self.action_space.shape or ()
-        if action.shape != ((len(jax.tree.leaves(arrays)[0]), *shape) if batched else shape):
-            raise SettingError(
-                f"mask must have one row an observation, but shape {None if mask is None else mask.shape} came"
-            )
-        return np.asarray(action, self.action_space.dtype)
+        dtype = self.policy.normaliser.mean.dtype
+        arrays, size = _arrays(observation, self.observation_space, dtype)
+        allowed = None if mask is None else self._mask(mask, size)
+        with jax.enable_x64(dtype == np.float64):
+            if deterministic:
+                action = _act_deterministically(self.policy, arrays, allowed)
+            else:
+                seed = (generator or np.random.default_rng()).integers(2**32, dtype=np.uint32)
+                action = _act_by_sampling(self.policy, arrays, allowed, seed)
+        return lawful(np.asarray(action), self.action_space)
+
+    def _mask(self, mask: Any, size: int | None) -> np.ndarray:
+        head = self.policy.head
+        wanted = (sum(head.sizes),) if size is None else (size, sum(head.sizes))
+        if not head.kind.endswith("Categorical"):
+            raise SettingError(f"mask must be None for {one_line(self.action_space)}, but {type(mask).__name__} came")
+        try:
+            allowed = np.asarray(mask).astype(bool)
+        except (TypeError, ValueError):
+            raise SettingError(f"mask must be an array of shape {wanted}, but {mask!r} came") from None
+        if allowed.shape == wanted[-1:]:  # one mask for a whole batch
+            allowed = np.broadcast_to(allowed, wanted)
+        if allowed.shape != wanted:
+            raise SettingError(f"mask must have shape {wanted}, but {allowed.shape} came")
+        parts = np.split(allowed, np.cumsum(head.sizes)[:-1], axis=-1)
+        if not all(part.any(axis=-1).all() for part in parts):
+            raise SettingError("mask must allow at least one action of each choice, but one with nothing allowed came")
+        return allowed
 
 
 @jax.jit
@@ -94,26 +108,37 @@ def _act_by_sampling(policy: NeuralPolicy, observation: Any, mask: Any, seed: An
     return policy.action_map(policy(observation, mask).sample(jax.random.key(seed)))
 
 
-def _arrays(observation: Any, space: Any, name: str = "observation") -> tuple[Any, bool]:
-    """The observation as JAX takes it, and whether it has a leading batch axis."""
+def _arrays(observation: Any, space: Any, dtype: Any, name: str = "observation") -> tuple[Any, int | None]:
+    """The observation as JAX takes it, and its batch's size, None for a single one."""
     if isinstance(space, (gymnasium.spaces.Dict, gymnasium.spaces.Tuple)):
         named = isinstance(space, gymnasium.spaces.Dict)
         subspaces: Any = space.spaces if named else dict(enumerate(space.spaces))
-        try:
-            parts = {key: _arrays(observation[key], sub, f"{name}[{key!r}]") for key, sub in subspaces.items()}
-        except (KeyError, IndexError, TypeError):
-            raise SettingError(f"{name} must have the parts {list(subspaces)}, but {type(observation)} came") from None
+        kind: Any = dict if named else (tuple, list)
+        if not isinstance(observation, kind) or len(observation) != len(subspaces):
+            raise SettingError(f"{name} must have the parts {list(subspaces)}, but {type(observation).__name__} came")
+        if named and set(observation) != set(subspaces):
+            raise SettingError(f"{name} must have the parts {list(subspaces)}, but {list(observation)} came")
+        parts = {k: _arrays(observation[k], sub, dtype, f"{name}[{k!r}]") for k, sub in subspaces.items()}
+        sizes = {size for _, size in parts.values()}
+        if len(sizes) > 1:
+            raise SettingError(f"{name} must have parts of one batch size, but sizes {sorted(map(str, sizes))} came")
         tree = {key: part for key, (part, _) in parts.items()}
-        return (tree if named else tuple(tree.values())), any(batched for _, batched in parts.values())
-    array = np.asarray(observation)
+        return (tree if named else tuple(tree.values())), sizes.pop()
+    try:
+        array = np.asarray(observation)
+    except ValueError:
+        array = np.empty((), object)
+    if array.dtype.kind not in "biuf":
+        raise SettingError(f"{name} must be an array of shape {space.shape} of numbers, but {observation!r} came")
     if array.shape == space.shape:
-        batched = False
+        size = None
     elif array.ndim == len(space.shape) + 1 and array.shape[1:] == space.shape:
-        batched = True
+        size = len(array)
     else:
         raise SettingError(f"{name} must have shape {space.shape}, or one batch axis before it, but {array.shape} came")
-    kind = np.float32 if isinstance(space, gymnasium.spaces.Box) else np.int32
-    return array.astype(kind), batched
+    if len(outside := unlawful(array, space)):
+        raise SettingError(f"{name} must be inside {one_line(space)}, but {array[tuple(outside[0])]!r} came")
+    return array.astype(dtype if isinstance(space, gymnasium.spaces.Box) else np.int32), size
 
 
 def save(agent: Agent, folder: str | Path, network: config.Network) -> None:
@@ -178,7 +203,7 @@ def _assemble(description: Any, blob: bytes, where: str) -> Agent:
             policy = _fill(skeleton, safetensors.numpy.load(blob), where)
     except RunError:
         raise
-    except (SurefootError, TypeError, ValueError, safetensors.SafetensorError) as error:
+    except (SurefootError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise RunError(f"{where} does not fit together: {error}") from None
     return Agent(policy, *spaces, environment=str(entry("environment")))
 

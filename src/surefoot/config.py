@@ -49,13 +49,14 @@ def legal_range(limits: dict[str, float]) -> str:
     return " and ".join(words) or "any finite number"
 
 
-def check(settings_class: type, name: str, value: Any) -> Any:
-    """`value` as the type that the setting `name` of `settings_class` has.
+def check(settings_class: type, name: str, value: Any, shown: str | None = None) -> Any:
+    """`value` as the type that the setting `name` of `settings_class` has; messages call it `shown`.
 
     Raises SettingError where the value has another type, is not finite, or is outside the legal range.
     """
     kind = typing.get_type_hints(settings_class)[name]
     limits = field_of(settings_class, name).metadata.get("limits", {})
+    name = shown or name
     options = typing.get_args(kind)
     if typing.get_origin(kind) is Literal:
         if value not in options:
@@ -145,7 +146,7 @@ class NPG(RuleSettings):
     damping: float = setting(0.1, _DAMPING, at_least=0)
     iterations: int = setting(10, _ITERATIONS, at_least=1)
     tolerance: float = setting(1e-5, _TOLERANCE, at_least=0, below=1)
-    subsample: float = setting(0.2, _SUBSAMPLE, above=0, at_most=1)
+    subsample: float = setting(1.0, _SUBSAMPLE, above=0, at_most=1)
     chunk: int = setting(0, _CHUNK, at_least=0)
     standardise: bool = setting(True, _STANDARDISE)
 
@@ -160,7 +161,7 @@ class TRPO(RuleSettings):
     damping: float = setting(0.1, _DAMPING, at_least=0)
     iterations: int = setting(10, _ITERATIONS, at_least=1)
     tolerance: float = setting(1e-5, _TOLERANCE, at_least=0, below=1)
-    subsample: float = setting(0.2, _SUBSAMPLE, above=0, at_most=1)
+    subsample: float = setting(1.0, _SUBSAMPLE, above=0, at_most=1)
     backtracks: int = setting(10, "The most times that a refused candidate is shortened.", at_least=0)
     shrink: float = setting(0.8, "Factor by which a refused candidate is shortened.", above=0, below=1)
     accept: float = setting(
@@ -262,6 +263,7 @@ def make_run(**values: Any) -> Run:
         if name not in known:
             raise SettingError(f"unknown setting {name!r}{did_you_mean(name, known)}")
         group, item = known[name]
+        check(option_field(name)[0], item, value, shown=name)
         (nested[group] if group else arguments)[item] = value
     for group, kind in groups(Run).items():
         arguments[group] = kind(**nested[group])

@@ -92,12 +92,7 @@ class Categorical(Distribution):
         return -_expectation(jnp.exp(log_probs), log_probs)
 
     def kl(self, new: Categorical) -> Float[Array, ...]:
-        old_log, new_log = self.log_probs(), new.log_probs()
-        probs = jnp.exp(old_log)
-        supported = probs > 0
-        # -inf - -inf would put NaN into derivatives even where it is not selected.
-        log_ratio = jnp.where(supported, old_log, 0) - jnp.where(supported, new_log, 0)
-        return _expectation(probs, log_ratio)
+        return jnp.sum(_kl_terms(self.log_probs(), new.log_probs()), axis=-1)
 
     def tv(self, new: Categorical) -> Float[Array, ...]:
         """Exact."""
@@ -174,8 +169,8 @@ class Bernoulli(Distribution):
         )
 
     def kl(self, new: Bernoulli) -> Float[Array, ...]:
-        yes = _log_ratio_term(self.logits, new.logits)
-        no = _log_ratio_term(-self.logits, -new.logits)
+        yes = _kl_terms(jax.nn.log_sigmoid(self.logits), jax.nn.log_sigmoid(new.logits))
+        no = _kl_terms(jax.nn.log_sigmoid(-self.logits), jax.nn.log_sigmoid(-new.logits))
         return jnp.sum(yes + no, axis=-1)
 
     def tv(self, new: Bernoulli) -> Float[Array, ...]:
@@ -250,10 +245,18 @@ def _expectation(probs: Array, values: Array) -> Array:
     return jnp.sum(_product(probs, values), axis=-1)
 
 
-def _log_ratio_term(old_logit: Array, new_logit: Array) -> Array:
-    """p log(p/q) of one outcome, from the logits of p and q."""
-    probability = jax.nn.sigmoid(old_logit)
-    return _product(probability, jax.nn.log_sigmoid(old_logit) - jax.nn.log_sigmoid(new_logit))
+def _kl_terms(old_log: Array, new_log: Array) -> Array:
+    """p log(p/q) - p + q of each outcome: sums to KL(p || q) over all of them, and no term is negative.
+
+    The plain p log(p/q) has terms of both signs, whose rounding can leave a small KL below 0.
+    """
+    p, q = jnp.exp(old_log), jnp.exp(new_log)
+    supported = p > 0
+    # -inf - -inf would put NaN into derivatives even where it is not selected.
+    u = jnp.where(supported, old_log, 0) - jnp.where(supported, new_log, 0)
+    excess = u + jnp.expm1(-u)
+    # Not jnp.maximum, whose derivative at equality is a half.
+    return jnp.where(supported, p * jnp.where(excess < 0, 0, excess), q)
 
 
 def _product_tv(old: list[Array], new: list[Array]) -> Array:
@@ -272,13 +275,16 @@ def _product_tv(old: list[Array], new: list[Array]) -> Array:
 def _normal_tv(mean: Array, log_std: Array, new_mean: Array, new_log_std: Array) -> Array:
     """TV of one-dimensional normal distributions, elementwise, from where their densities cross.
 
-    In units of the old one (mean 0, standard deviation 1) the new one has mean m and standard deviation s,
-    and the densities are equal where x^2 - ((x - m)/s)^2 = 2 log s. Of the two roots
+    In units of the narrower one (mean 0, standard deviation 1) the other has mean m >= 0 and standard
+    deviation s >= 1, and the densities are equal where x^2 - ((x - m)/s)^2 = 2 log s. Of the two roots
     (-m +- s sqrt(m^2 + 2 (s^2 - 1) log s)) / (s^2 - 1) the one that cancels is taken from the product
     of the roots, so nearly equal standard deviations lose nothing; equal ones have one root, m/2.
     """
-    m = (new_mean - mean) * jnp.exp(-log_std)
-    t = new_log_std - log_std
+    # Seen from the narrower one: from the wider one the two crossings may fall into one number.
+    wider = jnp.maximum(log_std, new_log_std)
+    narrower = jnp.minimum(log_std, new_log_std)
+    m = jnp.abs(new_mean - mean) * jnp.exp(-narrower)
+    t = wider - narrower
     s = jnp.exp(t)
     a = jnp.expm1(2 * t)
     c = -(m**2) - 2 * s**2 * t

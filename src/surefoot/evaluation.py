@@ -10,8 +10,10 @@ import jax
 import numpy as np
 
 from surefoot.agent import Agent
-from surefoot.errors import EnvironmentFault, RunError
-from surefoot.sources.gymnasium import GymnasiumSimulator, environment_name, maker
+from surefoot.errors import EnvironmentFault, RunError, SettingError
+from surefoot.sources.environments import environment_name, maker
+from surefoot.sources.gymnasium import GymnasiumSimulator
+from surefoot.spaces import make_encoder, make_head, one_line
 
 _LONGEST_EPISODE = 100_000
 _SIDE_BY_SIDE = 20
@@ -32,13 +34,28 @@ def evaluate(
 
     Raises EnvironmentFault where an environment fails or an episode does not end in 100,000 steps.
     """
+    if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 1:
+        raise SettingError(f"episodes must be a whole number, at least 1, but {episodes!r} came")
     count = min(episodes, _SIDE_BY_SIDE)
     wanted = np.full(count, episodes // count) + (np.arange(count) < episodes % count)
     sequence = np.random.SeedSequence((seed, 0x5EED))
     seeds = [int(value) & 0x7FFFFFFF for value in sequence.generate_state(count, np.uint32)]
     generator = np.random.default_rng(sequence)
     name = environment_name(environment)
+    step = 0
     simulator = GymnasiumSimulator(maker(environment), count, asynchronous=False)
+    for made, trained in zip(
+        (make_encoder(simulator.observation_space), *make_head(simulator.action_space)),
+        (agent.policy.encoder, agent.policy.head, agent.policy.action_map),
+        strict=True,
+    ):
+        if made != trained:
+            simulator.close()
+            raise SettingError(
+                f"environment {name!r} has the spaces {one_line(simulator.observation_space)} and "
+                f"{one_line(simulator.action_space)}, but the agent was trained for "
+                f"{one_line(agent.observation_space)} and {one_line(agent.action_space)}"
+            )
     returns: list[float] = []
     lengths: list[int] = []
     try:
@@ -50,6 +67,7 @@ def evaluate(
             observation = jax.tree.map(np.array, observed.observation)
             action = agent.act(observation, observed.mask, deterministic=deterministic, generator=generator)
             observed, reward, terminated, truncated = simulator.step(action)
+            step += 1
             if not np.isfinite(reward).all():
                 index = int(np.argmin(np.isfinite(reward)))
                 raise EnvironmentFault(f"environment {index} returned reward {reward[index]}")
@@ -69,7 +87,7 @@ def evaluate(
                     f"an episode has not ended after {_LONGEST_EPISODE} steps; wrap it in gymnasium.wrappers.TimeLimit"
                 )
     except EnvironmentFault as fault:
-        raise EnvironmentFault(f"{name}: evaluation: {fault}") from fault
+        raise EnvironmentFault(f"{name}: evaluation: step {step}: {fault}") from fault
     finally:
         simulator.close()
     return {

@@ -7,6 +7,7 @@ takes. All three are static: they hold sizes and limits, no parameters.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -87,7 +88,7 @@ def make_encoder(space: gymnasium.Space) -> Encoder:
     """The encoder for an observation space. Raises UnsupportedSpace, saying what is supported."""
     leaves = jax.tree.leaves(space_tree(space), is_leaf=lambda node: isinstance(node, gymnasium.Space))
     if not leaves:
-        raise UnsupportedSpace(f"observation space {space} is empty; supported are {SUPPORTED_OBSERVATIONS}")
+        raise UnsupportedSpace(f"observation space {one_line(space)} is empty; supported are {SUPPORTED_OBSERVATIONS}")
     return Encoder(tuple(_leaf(leaf) for leaf in leaves))
 
 
@@ -104,7 +105,9 @@ def _leaf(space: Any) -> _Leaf:
     hint = ""
     if isinstance(space, gym_spaces.Box) and prod(space.shape) > 0:
         hint = "; gymnasium.wrappers.FlattenObservation makes this one a vector"
-    raise UnsupportedSpace(f"observation space {space} is not supported: supported are {SUPPORTED_OBSERVATIONS}{hint}")
+    raise UnsupportedSpace(
+        f"observation space {one_line(space)} is not supported: supported are {SUPPORTED_OBSERVATIONS}{hint}"
+    )
 
 
 @dataclass(frozen=True)
@@ -172,8 +175,9 @@ class ActionMap:
             return shaped + jnp.asarray(start, shaped.dtype)
         low, high = np.asarray(self.low), np.asarray(self.high)
         bounded = np.isfinite(low) & np.isfinite(high)
-        centre = np.where(bounded, low / 2 + high / 2, 0).astype(action.dtype)
-        half = np.where(bounded, high / 2 - low / 2, 1).astype(action.dtype)
+        least, most = np.where(bounded, low, -1), np.where(bounded, high, 1)
+        centre = (least / 2 + most / 2).astype(action.dtype)
+        half = (most / 2 - least / 2).astype(action.dtype)
         mapped = jnp.clip(centre + half * action, low.astype(action.dtype), high.astype(action.dtype))
         return mapped.reshape(*action.shape[:-1], *self.shape)
 
@@ -202,7 +206,33 @@ def make_head(space: gymnasium.Space) -> tuple[Head, ActionMap]:
         low = tuple(float(x) for x in np.ravel(space.low))
         high = tuple(float(x) for x in np.ravel(space.high))
         return Head("DiagGaussian", (1,) * len(low)), ActionMap(space.shape, None, low, high)
-    raise UnsupportedSpace(f"action space {space} is not supported: supported are {SUPPORTED_ACTIONS} of floats")
+    raise UnsupportedSpace(
+        f"action space {one_line(space)} is not supported; supported are {SUPPORTED_ACTIONS} of floats"
+    )
+
+
+def lawful(action: np.ndarray, space: gymnasium.Space) -> np.ndarray:
+    """Mapped actions in the space's own number type, inside bounds that 32 bits may only have rounded to."""
+    action = action.astype(space.dtype)
+    return np.clip(action, space.low, space.high) if isinstance(space, gym_spaces.Box) else action
+
+
+def unlawful(values: np.ndarray, space: gymnasium.Space) -> np.ndarray:
+    """Where observations of a plain space are not finite, or no whole number that it holds: indices [count, axes].
+
+    `values` may have leading axes. A Box's bounds are not checked: many environments leave theirs a little.
+    """
+    if isinstance(space, gym_spaces.Box):
+        return np.argwhere(~np.isfinite(values))
+    if isinstance(space, gym_spaces.MultiBinary):
+        return np.argwhere((values != 0) & (values != 1))
+    count = space.n if isinstance(space, gym_spaces.Discrete) else space.nvec
+    return np.argwhere((values < space.start) | (values >= space.start + count))
+
+
+def one_line(space: object) -> str:
+    """A space as text without line breaks."""
+    return " ".join(str(space).split())
 
 
 def describe(space: gymnasium.Space) -> dict[str, Any]:
@@ -221,16 +251,16 @@ def describe(space: gymnasium.Space) -> dict[str, Any]:
             "dtype": str(space.dtype),
         }
     if isinstance(space, gym_spaces.MultiBinary):
-        return {"type": "MultiBinary", "shape": list(space.shape)}
+        return {"type": "MultiBinary", "n": space.n if isinstance(space.n, int) else [int(n) for n in space.n]}
     if isinstance(space, gym_spaces.Box):
         return {
             "type": "Box",
-            "low": space.low.astype(np.float64).tolist(),
-            "high": space.high.astype(np.float64).tolist(),
+            "low": space.low.tolist(),
+            "high": space.high.tolist(),
             "shape": list(space.shape),
             "dtype": str(space.dtype),
         }
-    raise UnsupportedSpace(f"space {space} is not supported: supported are {SUPPORTED_OBSERVATIONS}")
+    raise UnsupportedSpace(f"space {one_line(space)} is not supported: supported are {SUPPORTED_OBSERVATIONS}")
 
 
 def parse(text: dict[str, Any]) -> gymnasium.Space:
@@ -238,7 +268,7 @@ def parse(text: dict[str, Any]) -> gymnasium.Space:
     try:
         kind = text["type"]
         if kind == "Dict":
-            return gym_spaces.Dict({key: parse(sub) for key, sub in text["spaces"].items()})
+            return gym_spaces.Dict(OrderedDict((key, parse(sub)) for key, sub in text["spaces"].items()))
         if kind == "Tuple":
             return gym_spaces.Tuple([parse(sub) for sub in text["spaces"]])
         if kind == "Discrete":
@@ -248,14 +278,12 @@ def parse(text: dict[str, Any]) -> gymnasium.Space:
                 np.asarray(text["nvec"]), dtype=np.dtype(text["dtype"]).type, start=np.asarray(text["start"])
             )
         if kind == "MultiBinary":
-            return gym_spaces.MultiBinary(text["shape"])
+            return gym_spaces.MultiBinary(text["n"])
         if kind == "Box":
             dtype = np.dtype(text["dtype"])
-            low, high = (
-                np.asarray(text[end], np.float64).astype(dtype).reshape(text["shape"]) for end in ("low", "high")
-            )
+            low, high = (np.asarray(text[end], dtype).reshape(text["shape"]) for end in ("low", "high"))
             return gym_spaces.Box(low, high, dtype=dtype.type)
-    except (KeyError, TypeError, ValueError, AssertionError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AssertionError, AttributeError) as error:
         raise UnsupportedSpace(f"space description {text!r} cannot be read: {error}") from None
     raise UnsupportedSpace(
         f"space description of type {kind!r} is not one of Box, Discrete, MultiDiscrete, MultiBinary, Dict, Tuple"

@@ -30,7 +30,7 @@ from surefoot.report.curve import learning_curve
 from surefoot.rules import RULES, Memory, Rule, UpdateReport
 from surefoot.sources import make_source
 from surefoot.sources.base import Source
-from surefoot.sources.gymnasium import environment_name
+from surefoot.sources.environments import environment_name
 
 
 class Learner(NamedTuple):
@@ -124,7 +124,7 @@ def make_rule(rule: Rule | str) -> Rule:
     """The rule itself, or a rule of this name with its defaults. Raises SettingError."""
     if isinstance(rule, Rule):
         return rule
-    if rule not in RULES:
+    if not isinstance(rule, str) or rule not in RULES:
         raise SettingError(f"rule must be one of {', '.join(RULES)}, but {rule!r} came{did_you_mean(str(rule), RULES)}")
     return RULES[rule]()
 

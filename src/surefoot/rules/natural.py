@@ -21,6 +21,7 @@ def check_subsample(rule: Any) -> None:
 
     Raises SettingError.
     """
+    rule.settings()  # what is illegal by itself is told first
     known = not isinstance(rule.damping, jax.Array)
     if rule.subsample < 1 and known and np.any(np.asarray(rule.damping) <= 0):
         raise SettingError(

@@ -1,4 +1,4 @@
-"""Around each Gymnasium environment: faults that say which environment, observations of the right shape, quiet."""
+"""Around each Gymnasium environment: faults that say which, observations of the right shape, and quiet."""
 
 from __future__ import annotations
 
@@ -45,54 +45,85 @@ def quiet() -> Iterator[None]:
                     os.write(2, line)
 
 
+def choices(space: gymnasium.Space) -> int | None:
+    """How many entries an action mask has; None where the space takes none."""
+    if isinstance(space, spaces.Discrete):
+        return int(space.n)
+    return int(np.sum(space.nvec)) if isinstance(space, spaces.MultiDiscrete) else None
+
+
+def line(error: BaseException) -> str:
+    """An exception in one line: its type and what it says."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 class Guarded(gymnasium.Wrapper):
-    """Turns whatever the environment raises into an EnvironmentFault that names its index."""
+    """Turns whatever the environment raises, or returns out of shape, into an EnvironmentFault with its index.
+
+    Of `info` only the action mask is passed on, so that nothing else in it costs time or can do harm.
+    """
 
     def __init__(self, env: gymnasium.Env, index: int):
         super().__init__(env)
         self._index = index
+        self._choices = choices(env.action_space)
 
     def reset(self, **options: Any) -> Any:
         """As the environment's own, or EnvironmentFault."""
         try:
             observation, info = self.env.reset(**options)
         except Exception as error:
-            raise EnvironmentFault(f"environment {self._index} raised in reset: {_line(error)}") from error
-        return self._shaped(observation), info
+            raise self._fault(f"raised in reset: {line(error)}") from error
+        return self._match(observation, self.observation_space, "observation"), self._mask(info)
 
     def step(self, action: Any) -> Any:
         """As the environment's own, or EnvironmentFault."""
         try:
             observation, reward, terminated, truncated, info = self.env.step(action)
         except Exception as error:
-            raise EnvironmentFault(f"environment {self._index} raised in step: {_line(error)}") from error
-        number = np.asarray(reward)
-        if number.size != 1:
-            raise EnvironmentFault(f"environment {self._index} gave a reward of shape {number.shape}, not a number")
-        return self._shaped(observation), float(number.item()), bool(terminated), bool(truncated), info
+            raise self._fault(f"raised in step: {line(error)}") from error
+        if np.size(reward) != 1:  # type: ignore[arg-type]
+            raise self._fault(f"returned a reward of shape {np.shape(reward)}, not a number")  # type: ignore[arg-type]
+        try:
+            number = float(np.asarray(reward).item())
+        except (TypeError, ValueError):
+            raise self._fault(f"returned reward {reward!r}, which is not a number") from None
+        observation = self._match(observation, self.observation_space, "observation")
+        return observation, number, bool(terminated), bool(truncated), self._mask(info)
 
-    def _shaped(self, observation: Any) -> Any:
-        return _match(observation, self.observation_space, self._index, "observation")
+    def _fault(self, what: str) -> EnvironmentFault:
+        return EnvironmentFault(" ".join(f"environment {self._index} {what}".split()))
 
+    def _mask(self, info: Any) -> dict[str, np.ndarray]:
+        if not isinstance(info, dict):
+            raise self._fault(f"returned info {info!r}, which is not a dictionary")
+        if self._choices is None or "action_mask" not in info:
+            return {}
+        try:
+            mask = np.asarray(info["action_mask"]).astype(bool)
+        except (TypeError, ValueError):
+            raise self._fault(f"returned action_mask {info['action_mask']!r}, which is no array") from None
+        if mask.shape != (self._choices,):
+            raise self._fault(f"returned action_mask of shape {mask.shape}, but {self._choices} actions can be masked")
+        return {"action_mask": mask}
 
-def _line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def _match(value: Any, space: Any, index: int, where: str) -> Any:
-    """`value` as `space` lays it out: plain dicts and tuples of arrays. Raises EnvironmentFault."""
-    if isinstance(space, spaces.Dict):
-        if not isinstance(value, dict) or set(value) != set(space.spaces):
-            raise EnvironmentFault(f"environment {index} gave an {where} that has not the keys {sorted(space.spaces)}")
-        return {key: _match(value[key], sub, index, f"{where}[{key!r}]") for key, sub in space.spaces.items()}
-    if isinstance(space, spaces.Tuple):
-        if not isinstance(value, (tuple, list)) or len(value) != len(space.spaces):
-            raise EnvironmentFault(f"environment {index} gave an {where} that has not {len(space.spaces)} parts")
-        return tuple(
-            _match(v, sub, index, f"{where}[{i}]") for i, (v, sub) in enumerate(zip(value, space, strict=True))
-        )
-    if np.shape(value) != space.shape:
-        raise EnvironmentFault(
-            f"environment {index} gave an {where} of shape {np.shape(value)}, but its space says {space.shape}"
-        )
-    return value
+    def _match(self, value: Any, space: Any, where: str) -> Any:
+        """`value` as `space` lays it out: plain dicts and tuples of arrays."""
+        if isinstance(space, spaces.Dict):
+            if not isinstance(value, dict) or set(value) != set(space.spaces):
+                raise self._fault(f"returned an {where} that has not the keys {sorted(space.spaces)}")
+            return {key: self._match(value[key], sub, f"{where}[{key!r}]") for key, sub in space.spaces.items()}
+        if isinstance(space, spaces.Tuple):
+            if not isinstance(value, (tuple, list)) or len(value) != len(space.spaces):
+                raise self._fault(f"returned an {where} that has not {len(space.spaces)} parts")
+            parts = zip(value, space.spaces, strict=True)
+            return tuple(self._match(part, sub, f"{where}[{i}]") for i, (part, sub) in enumerate(parts))
+        try:
+            array = np.asarray(value)
+        except ValueError:
+            raise self._fault(f"returned {where} {value!r}, which is no array") from None
+        if array.shape != space.shape:
+            raise self._fault(f"returned {where} of shape {array.shape}, but its space says {space.shape}")
+        if array.dtype.kind not in "biuf":
+            raise self._fault(f"returned {where} {value!r}, which is not a number")
+        return array

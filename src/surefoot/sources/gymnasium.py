@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import importlib
 import os
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +16,9 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from surefoot import config
-from surefoot.errors import EnvironmentFault, EnvironmentNotFound, SurefootError, did_you_mean
-from surefoot.sources.guard import Guarded, quiet
+from surefoot.errors import EnvironmentFault
+from surefoot.sources.environments import environment_name, guarded, maker
+from surefoot.sources.guard import choices, line
 from surefoot.sources.host import HostSource, Observed, Stepped
 from surefoot.spaces import make_encoder, make_head
 
@@ -48,72 +50,6 @@ def gymnasium_source(environment: str | Callable[[], Any], settings: config.Coll
     )
 
 
-def environment_name(environment: str | Callable[[], Any]) -> str:
-    """The environment as the command line would name it."""
-    if isinstance(environment, str):
-        return environment
-    return f"{environment.__module__}:{getattr(environment, '__qualname__', type(environment).__qualname__)}"
-
-
-def maker(environment: str | Callable[[], Any], **options: Any) -> Callable[[], gymnasium.Env]:
-    """A function without arguments that makes one environment, with `options` such as render_mode.
-
-    `environment` is a Gymnasium id, `package.module:callable`, or a callable that returns an environment.
-    Raises EnvironmentNotFound at once where there is no such environment.
-    """
-    if callable(environment):
-        return functools.partial(_call, environment, environment_name(environment), options)
-    module_name, colon, attribute = environment.partition(":")
-    if colon:
-        try:
-            module = importlib.import_module(module_name)
-        except ImportError as error:
-            raise EnvironmentNotFound(
-                f"environment {environment!r}: module {module_name!r} cannot be imported ({error}); "
-                "write a Gymnasium id or package.module:callable"
-            ) from error
-        function = getattr(module, attribute, None)
-        if callable(function):
-            return functools.partial(_call, function, environment, options)
-    make = functools.partial(gymnasium.make, environment, disable_env_checker=True, **options)
-    try:
-        gymnasium.spec(environment)
-    except gymnasium.error.Error as error:
-        known = [name for name in gymnasium.registry if "/" not in name]
-        near = did_you_mean(environment, known) or "; `CartPole-v1` is one to start with"
-        raise EnvironmentNotFound(f"environment {environment!r} is not known to Gymnasium{near}") from error
-    return functools.partial(_make, make, environment)
-
-
-def _make(make: Callable[[], gymnasium.Env], name: str) -> gymnasium.Env:
-    try:
-        with quiet():
-            return make()
-    except gymnasium.error.DeprecatedEnv as error:
-        raise EnvironmentNotFound(f"environment {name!r} cannot be made: {_line(error)}") from error
-    except Exception as error:
-        raise EnvironmentFault(f"environment {name!r} cannot be made: {_line(error)}") from error
-
-
-def _call(function: Callable[..., Any], name: str, options: dict[str, Any]) -> gymnasium.Env:
-    try:
-        with quiet():
-            made = function(**options)
-    except SurefootError:
-        raise
-    except Exception as error:
-        raise EnvironmentFault(f"environment {name!r} cannot be made: {_line(error)}") from error
-    if not isinstance(made, gymnasium.Env):
-        raise EnvironmentNotFound(
-            f"environment {name!r} returned a {type(made).__name__}; it must return a gymnasium.Env"
-        )
-    return made
-
-
-def _line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
-
-
 def _step_seconds(env: gymnasium.Env) -> float:
     """Median time of a few random steps; 0 where they cannot be taken, for collection to say why."""
     spent = []
@@ -139,7 +75,7 @@ class GymnasiumSimulator:
     """A Gymnasium vector environment under next-step autoreset, with action masks from `info`."""
 
     def __init__(self, make: Callable[[], gymnasium.Env], count: int, *, asynchronous: bool):
-        makers = [functools.partial(_guarded, make, index) for index in range(count)]
+        makers = [functools.partial(guarded, make, index) for index in range(count)]
         if asynchronous:
             # A fork of this process would copy JAX's threads in the middle of whatever they do.
             self._vector: Any = AsyncVectorEnv(
@@ -149,48 +85,43 @@ class GymnasiumSimulator:
             self._vector = SyncVectorEnv(makers, copy=False, autoreset_mode=AutoresetMode.NEXT_STEP)
         self.observation_space = self._vector.single_observation_space
         self.action_space = self._vector.single_action_space
-        self._choices = _choices(self.action_space)
+        self._asynchronous = asynchronous
+        self._choices = choices(self.action_space)
         self._masked = False
 
     def reset(self, seeds: list[int]) -> Observed:
         """Start every environment from its own seed."""
-        observation, info = self._vector.reset(seed=seeds)
+        observation, info = self._called(self._vector.reset, seed=seeds)
         self._masked = self._choices is not None and "action_mask" in info
         return Observed(observation, self._mask(info))
 
     def step(self, actions: np.ndarray) -> Stepped:
         """Step every environment; one whose episode has just ended is reset instead."""
-        observation, reward, terminated, truncated, info = self._vector.step(actions)
+        observation, reward, terminated, truncated, info = self._called(self._vector.step, actions)
         return Stepped(Observed(observation, self._mask(info)), reward, terminated, truncated)
 
     def close(self) -> None:
-        """Let the environments go."""
-        self._vector.close()
+        """Let the environments go, also those whose process is gone already."""
+        with contextlib.suppress(Exception):
+            self._called(self._vector.close, **({"terminate": True} if self._asynchronous else {}))
+
+    def _called(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        if not self._asynchronous:
+            return function(*arguments, **options)
+        try:
+            # Gymnasium prints a worker's traceback as warnings; the fault that it raises says it in a line.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return function(*arguments, **options)
+        except (EOFError, OSError) as error:
+            raise EnvironmentFault(f"an environment's worker process died: {line(error)}") from error
 
     def _mask(self, info: dict[str, Any]) -> np.ndarray | None:
         if not self._masked:
             return None
         assert self._choices is not None
         allowed = np.ones((self._vector.num_envs, self._choices), bool)
-        if "action_mask" not in info:
-            return allowed
-        masks, given = info["action_mask"], info.get("_action_mask", np.ones(len(allowed), bool))
-        for index in np.flatnonzero(given):
-            if np.shape(masks[index]) != (self._choices,):
-                raise EnvironmentFault(
-                    f"environment {index} gave an action_mask of shape {np.shape(masks[index])}, "
-                    f"but {self._choices} actions can be masked"
-                )
-        allowed[given] = np.asarray(masks[given]).astype(bool).reshape(-1, self._choices)
+        if "action_mask" in info:
+            given = info["_action_mask"]
+            allowed[given] = info["action_mask"][given]
         return allowed
-
-
-def _choices(space: gymnasium.Space) -> int | None:
-    """How many entries an action mask has; None where the space takes none."""
-    if isinstance(space, spaces.Discrete):
-        return int(space.n)
-    return int(np.sum(space.nvec)) if isinstance(space, spaces.MultiDiscrete) else None
-
-
-def _guarded(make: Callable[[], gymnasium.Env], index: int) -> gymnasium.Env:
-    return Guarded(make(), index)

@@ -16,7 +16,7 @@ from surefoot.batch import Trajectory
 from surefoot.errors import EnvironmentFault
 from surefoot.policy import NeuralPolicy
 from surefoot.sources.base import Source
-from surefoot.spaces import space_tree
+from surefoot.spaces import lawful, space_tree, unlawful
 
 
 class Observed(NamedTuple):
@@ -100,6 +100,7 @@ class HostSource(Source):
         self.observation_space = self._simulator.observation_space
         self.action_space = self._simulator.action_space
         self._layout = space_tree(self.observation_space)
+        self._used = False
         self._live: HostState | None = None
         self._act: dict[Any, Callable] = {}
 
@@ -107,6 +108,8 @@ class HostSource(Source):
         """The start of every environment's first episode; the key's bits become the source's seed."""
         return self._start(int(jax.random.bits(key, (), jnp.uint32)), restarts=0, steps=0)
 
+    # What does not fit into 32 bits becomes infinite, which `_check` reports.
+    @np.errstate(over="ignore", invalid="ignore")
     def collect(self, policy: NeuralPolicy, state: HostState, key: PRNGKeyArray) -> tuple[Trajectory, HostState]:
         """T steps of each environment. Raises EnvironmentFault, naming environment, index and step."""
         if sum(len(block) for block in state.actions) >= self._restart_every:
@@ -118,7 +121,7 @@ class HostSource(Source):
             lambda leaf: np.empty((steps + 1, *leaf.shape), _compact(leaf.dtype)), state.observed.observation
         )
         masks = None if state.observed.mask is None else np.empty((steps + 1, *state.observed.mask.shape), bool)
-        reward = np.empty((steps, envs), np.float64)
+        reward = np.empty((steps, envs), np.float32)
         terminated, truncated = np.empty((steps, envs), bool), np.empty((steps, envs), bool)
         act, leaves = self._compiled(policy)
         sampled, given, log_prob = [], [], np.empty((steps, envs), np.float32)
@@ -129,22 +132,23 @@ class HostSource(Source):
                 _write(observations, masks, step, observed)
                 action, mapped, log_prob[step] = act(leaves, *_read(observations, masks, step), key, np.uint32(step))
                 sampled.append(np.asarray(action))
-                given.append(np.asarray(mapped, self.action_space.dtype))
+                given.append(lawful(np.asarray(mapped), self.action_space))
                 observed, reward[step], terminated[step], truncated[step] = simulator.step(given[-1])
             _write(observations, masks, steps, observed)
         except EnvironmentFault as fault:
-            self._check(observations, masks, reward, step, state.steps)
+            self.close()
+            ended = np.concatenate([state.ended[None], (terminated | truncated)[:step]])
+            self._check(observations, masks, reward[:step], ended, state.steps)
             raise EnvironmentFault(f"{self.name}: step {state.steps + step}: {fault}") from fault
-        self._check(observations, masks, reward, steps, state.steps)
-
         ended = np.concatenate([state.ended[None], terminated | truncated])
+        self._check(observations, masks, reward, ended, state.steps)
         time, now = _times(ended, state.time)
         rows: dict[str, Any] = {
             "observation": observations,
             "mask": masks,
             "action": np.stack(sampled),
             "log_prob": log_prob,
-            "reward": reward.astype(np.float32),
+            "reward": reward,
             "terminated": terminated,
             "truncated": truncated & ~terminated,
             "reset": ended[:-1],
@@ -174,18 +178,21 @@ class HostSource(Source):
         return self._live
 
     def _reset_simulator(self, seed: int, restarts: int) -> Observed:
-        if self._simulator is None:
+        # Environments are made anew, not just reset: what one keeps beyond a reset would not be replayed.
+        if self._simulator is None or self._used:
+            self.close()
             self._simulator = self._make_simulator()
+        self._used = True
         seeds = np.random.SeedSequence((seed, restarts)).generate_state(self.envs, np.uint32)
         try:
             return self._simulator.reset([int(value) & 0x7FFFFFFF for value in seeds])
         except EnvironmentFault as fault:
+            self.close()
             raise EnvironmentFault(f"{self.name}: {fault}") from fault
 
     def _standing_at(self, state: HostState) -> Simulator:
         """The live environments, rebuilt and replayed where they stand elsewhere."""
         if self._live is not state or self._simulator is None:
-            self.close()
             observed = self._reset_simulator(state.seed, state.restarts)
             assert self._simulator is not None
             for block in state.actions:
@@ -216,20 +223,25 @@ class HostSource(Source):
             self._act[structure] = jax.jit(act)
         return self._act[structure], leaves
 
-    def _check(self, observations: Any, masks: Any, reward: np.ndarray, steps: int, before: int) -> None:
+    def _check(
+        self, observations: Any, masks: np.ndarray | None, reward: np.ndarray, ended: np.ndarray, before: int
+    ) -> None:
         """Raise EnvironmentFault at the first value that an environment should not have returned."""
-        problems = []
+        problems: list[tuple[int, int, str, Any]] = []
+        steps = len(reward)
         for path, leaf in jax.tree.leaves_with_path(observations):
             space = _at_path(self._layout, path)
-            for row, env in _unlawful(leaf[: steps + 1], space):
+            for row, env, *_ in unlawful(leaf[: steps + 1], space)[:1]:
                 # What row t shows came from step t - 1.
                 problems.append((row - 1, env, f"observation{jax.tree_util.keystr(path)}", leaf[row, env]))
-        for row, env in np.argwhere(~np.isfinite(reward[:steps]))[:1]:
+        for row, env in np.argwhere(~np.isfinite(reward))[:1]:
             problems.append((row, env, "reward", reward[row, env]))
         if masks is not None:
-            for row, env in np.argwhere(~masks[: steps + 1].any(axis=-1))[:1]:
+            # No action is taken in an episode's last observation.
+            for row, env in np.argwhere(~masks[: steps + 1].any(axis=-1) & ~ended)[:1]:
                 problems.append((row - 1, env, "action_mask", "nothing allowed"))
         if problems:
+            self.close()
             row, env, what, value = min(problems, key=lambda problem: problem[:2])
             shown = np.array2string(np.asarray(value), threshold=8, edgeitems=3).replace("\n", " ")
             where = f"step {before + row}" if row >= 0 or before else "reset"
@@ -273,17 +285,3 @@ def _at_path(layout: Any, path: tuple) -> Any:
     for part in path:
         layout = layout[part.key if hasattr(part, "key") else part.idx]
     return layout
-
-
-def _unlawful(leaf: np.ndarray, space: Any) -> np.ndarray:
-    """(row, environment) of the first entry outside what the space can hold, as an array [0 or 1, 2]."""
-    flat = leaf.reshape(*leaf.shape[:2], -1)
-    if isinstance(space, gymnasium.spaces.Box):
-        bad = ~np.isfinite(flat).all(axis=-1)
-    elif isinstance(space, gymnasium.spaces.MultiBinary):
-        bad = ((flat != 0) & (flat != 1)).any(axis=-1)
-    else:
-        discrete = isinstance(space, gymnasium.spaces.Discrete)
-        start, count = (space.start, space.n) if discrete else (np.ravel(space.start), np.ravel(space.nvec))
-        bad = ((flat < start) | (flat >= start + count)).any(axis=-1)
-    return np.argwhere(bad)[:1]
