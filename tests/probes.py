@@ -313,6 +313,7 @@ FAULTS: dict[str, Callable[[Step], Any]] = {
     "observation without a key": lambda step: step._replace(observation={"box": step.observation["box"]}),
     "observation that is no number": lambda step: _shown(step, which="three"),
     "observation that is nothing": lambda step: _shown(step, which=None),
+    "observation between two choices": lambda step: _shown(step, which=1.5),
     "observation outside its space": lambda step: _shown(step, which=4),
     "nan reward": lambda step: step._replace(reward=np.nan),
     "infinite reward": lambda step: step._replace(reward=-np.inf),

@@ -69,6 +69,7 @@ SAID = {
     "observation without a key": (r"observation that has not the keys \['box', 'which', 'wide'\]", AT),
     "observation that is no number": (r"observation\['which'\].*three", AT),
     "observation that is nothing": (r"observation\['which'\].*None", AT),
+    "observation between two choices": (r"observation\['which'\].*1\.5", AT),
     "observation outside its space": (r"returned observation\['which'\] 4", AT),
     "nan reward": (r"returned reward nan", AT),
     "infinite reward": (r"returned reward -inf", AT),

@@ -402,7 +402,10 @@ def test_one_dimensional_gaussian_tv_is_scipys_mass_between_the_crossings_both_w
     assert float(tv(new, old)) == pytest.approx(truth, abs=tolerance)
 
 
-@pytest.mark.parametrize(("mean", "log_std"), [(1.0, -20.0), (1e4, -20.0), (100.0, -12.0), (1.0, -40.0), (30.0, 1.0)])
+@pytest.mark.parametrize(
+    ("mean", "log_std"),
+    [(1.0, -20.0), (1e4, -20.0), (100.0, -12.0), (1.0, -40.0), (1.0, -60.0), (1e30, 0.0), (30.0, 1.0)],
+)
 def test_tv_of_distant_or_very_unequal_gaussians_is_one_both_ways(mean, log_std, dtype):
     old = DiagGaussian(np.zeros(1, dtype), np.zeros(1, dtype))
     new = DiagGaussian(np.full(1, mean, dtype), np.full(1, log_std, dtype))

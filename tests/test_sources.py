@@ -468,7 +468,7 @@ def test_an_end_in_which_nothing_is_allowed_is_no_fault(row):
     source = opened(row, partial(probes.Masked, closed=True), 2, 13)
     whole = live(source, lively(source, 1), 1).whole
     assert whole.terminated.sum() == 4
-    assert np.isfinite(whole.log_prob).all()
+    assert np.isfinite(whole.log_prob[~whole.reset]).all()
 
 
 @pytest.mark.parametrize("row", PROBED)
@@ -585,11 +585,11 @@ def test_worker_processes_do_without_jax():
 TINY = {"envs": 2, "horizon": 8, "hidden": (8,), "critic_hidden": (8,), "critic_epochs": 1, "evaluation_episodes": 1}
 
 
-def trained(environment: Any, out: Any, **settings: Any) -> list[dict[str, Any]]:
+def trained(environment: Any, out: Any, rule: str = "pg", **settings: Any) -> list[dict[str, Any]]:
     """The rows of a tiny run."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run = sf.train(environment, sf.PG(), progress=False, out=out, **{**TINY, **settings})
+        run = sf.train(environment, rule, progress=False, out=out, **{**TINY, **settings})
     rows = history.read(run.path).rows
     assert [row["steps"] for row in rows] == list(np.cumsum([row["experience"] for row in rows]))
     assert run.steps == rows[-1]["steps"]
@@ -615,3 +615,11 @@ def test_returns_are_those_of_whole_episodes_across_restarts_too(tmp_path):
     rows = trained(partial(probes.Lengths, (5,)), tmp_path, steps=60, restart_every=8)
     assert [row["experience"] for row in rows] == [14] * 5
     assert {(row["return_min"], row["return_max"], row["length_mean"]) for row in rows} == {(5, 5, 5)}
+
+
+def test_a_run_through_ends_in_which_nothing_is_allowed_stays_finite(tmp_path):
+    rows = trained(partial(probes.Masked, closed=True), tmp_path, "trpo", steps=40)
+    assert any(row["episodes"] for row in rows)
+    assert all(row["accepted"] for row in rows)
+    numbers = [value for row in rows for key, value in row.items() if value is not None and key != "update"]
+    assert np.isfinite(np.array([float(number) for number in numbers])).all()

@@ -200,12 +200,21 @@ def _assemble(description: Any, blob: bytes, where: str) -> Agent:
         network = config.Network(**entry("network"))
         with jax.enable_x64(dtype == "float64"):
             skeleton = make_policy(*spaces, network, jax.random.key(0), np.dtype(dtype))
+            _check_types(blob, dtype, where)
             policy = _fill(skeleton, safetensors.numpy.load(blob), where)
     except RunError:
         raise
-    except (SurefootError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+    except (SurefootError, LookupError, TypeError, ValueError, AttributeError, safetensors.SafetensorError) as error:
         raise RunError(f"{where} does not fit together: {error}") from None
     return Agent(policy, *spaces, environment=str(entry("environment")))
+
+
+def _check_types(blob: bytes, dtype: str, where: str) -> None:
+    """Name a tensor whose number type NumPy may not even have. The header is JSON behind its length."""
+    header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])
+    for name, entry in header.items():
+        if name != "__metadata__" and entry["dtype"] != {"float32": "F32", "float64": "F64"}[dtype]:
+            raise RunError(f"{where}/policy.safetensors: tensor {name!r} is {entry['dtype']}, not {dtype}")
 
 
 def _names(policy: NeuralPolicy) -> list[str]:

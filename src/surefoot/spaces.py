@@ -217,7 +217,7 @@ def lawful(action: np.ndarray, space: gymnasium.Space) -> np.ndarray:
     return np.clip(action, space.low, space.high) if isinstance(space, gym_spaces.Box) else action
 
 
-def unlawful(values: np.ndarray, space: gymnasium.Space) -> np.ndarray:
+def unlawful(values: np.ndarray, space: Any) -> np.ndarray:
     """Where observations of a plain space are not finite, or no whole number that it holds: indices [count, axes].
 
     `values` may have leading axes. A Box's bounds are not checked: many environments leave theirs a little.

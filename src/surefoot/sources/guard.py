@@ -82,10 +82,11 @@ class Guarded(gymnasium.Wrapper):
             observation, reward, terminated, truncated, info = self.env.step(action)
         except Exception as error:
             raise self._fault(f"raised in step: {line(error)}") from error
-        if np.size(reward) != 1:  # type: ignore[arg-type]
-            raise self._fault(f"returned a reward of shape {np.shape(reward)}, not a number")  # type: ignore[arg-type]
+        array = np.asarray(reward)
+        if array.size != 1:
+            raise self._fault(f"returned a reward of shape {array.shape}, not a number")
         try:
-            number = float(np.asarray(reward).item())
+            number = float(array.item())
         except (TypeError, ValueError):
             raise self._fault(f"returned reward {reward!r}, which is not a number") from None
         observation = self._match(observation, self.observation_space, "observation")
