@@ -83,11 +83,19 @@ def sampled_batch(
     old: Distribution,
     weight: Float[Array, " B"],
 ) -> Batch:
-    """A Batch of transitions sampled from `old`; `weight` need not sum to 1 yet."""
+    """A Batch of transitions sampled from `old`; `weight` need not sum to 1 yet.
+
+    Observations of rows without weight become 0: whatever they held would reach derivatives as 0 * nan.
+    """
+    observation = jax.tree.map(lambda leaf: _where_weighted(weight, leaf), observation)
     weight = weight / jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
     log_base = jnp.where(weight > 0, jnp.log(jnp.where(weight > 0, weight, 1)) - old.log_prob(action), -jnp.inf)
     advantage = jnp.where(weight > 0, advantage, 0)
     return Batch(observation, mask, action, advantage, old, weight, log_base)
+
+
+def _where_weighted(weight: Float[Array, " B"], leaf: Array) -> Array:
+    return jnp.where(weight.reshape(weight.shape + (1,) * (leaf.ndim - 1)) > 0, leaf, jnp.zeros_like(leaf))
 
 
 def rows(batch: Batch, index: Any) -> Batch:

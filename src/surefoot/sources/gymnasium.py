@@ -114,7 +114,9 @@ class GymnasiumSimulator:
                 warnings.simplefilter("ignore")
                 return function(*arguments, **options)
         except (EOFError, OSError) as error:
-            raise EnvironmentFault(f"an environment's worker process died: {line(error)}") from error
+            dead = [index for index, process in enumerate(self._vector.processes) if not process.is_alive()]
+            who = f"environment {dead[0]}" if dead else "an environment"
+            raise EnvironmentFault(f"{who} lost its worker process: {line(error)}") from error
 
     def _mask(self, info: dict[str, Any]) -> np.ndarray | None:
         if not self._masked:
