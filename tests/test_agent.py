@@ -374,7 +374,7 @@ def test_a_description_without_a_key_is_refused_by_the_key(key, artefact):
         ({"format_version": [1]}, ["format_version"]),
         ({"dtype": "float16"}, ["dtype", "float16"]),
         ({"dtype": ["float32"]}, ["dtype"]),
-        ({"dtype": "float64"}, ["float32", "float64"]),
+        ({"dtype": "float64"}, ["32", "float64"]),
         ({"tensor_bytes": "many"}, ["policy.safetensors", "many"]),
         ({"network": {"hidden": [9]}}, ["'network.weights.0'", "[3, 8]", "[3, 9]"]),
         ({"network": {"hidden": [8, 8]}}, ["'network."]),

@@ -127,4 +127,11 @@ class Guarded(gymnasium.Wrapper):
             raise self._fault(f"returned {where} of shape {array.shape}, but its space says {space.shape}")
         if array.dtype.kind not in "biuf":
             raise self._fault(f"returned {where} {value!r}, which is not a number")
+        if space.dtype.kind in "iu" and array.dtype != space.dtype and array.dtype.kind != "b":
+            # The vector environment's buffers would refuse fractions and wrap what is too large.
+            limits = np.iinfo(space.dtype)
+            whole = array.dtype.kind != "f" or bool(np.all(array == np.floor(array)))
+            if not whole or not np.all((array >= limits.min) & (array <= limits.max)):
+                raise self._fault(f"returned {where} {value!r}, which is no {space.dtype}")
+            array = array.astype(space.dtype)
         return array

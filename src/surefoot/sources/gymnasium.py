@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import multiprocessing.connection
 import os
 import time
 import warnings
@@ -114,8 +115,9 @@ class GymnasiumSimulator:
                 warnings.simplefilter("ignore")
                 return function(*arguments, **options)
         except (EOFError, OSError) as error:
-            dead = [index for index, process in enumerate(self._vector.processes) if not process.is_alive()]
-            who = f"environment {dead[0]}" if dead else "an environment"
+            sentinels = [process.sentinel for process in self._vector.processes]
+            gone = multiprocessing.connection.wait(sentinels, timeout=1)
+            who = f"environment {sentinels.index(gone[0])}" if gone else "an environment"
             raise EnvironmentFault(f"{who} lost its worker process: {line(error)}") from error
 
     def _mask(self, info: dict[str, Any]) -> np.ndarray | None:
