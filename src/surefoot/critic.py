@@ -91,12 +91,12 @@ def make_critic(
     normalise: bool = True,
     dtype: np.dtype | type = np.float32,
 ) -> CriticState:
-    """A critic that says 0 nearly everywhere, and its optimiser's state. Raises UnsupportedSpace."""
+    """A critic that says 0 everywhere until it is fitted, and its optimiser's state. Raises UnsupportedSpace."""
     encoder = make_encoder(observation_space)
     critic = Critic(
         normaliser=Normaliser.identity(encoder.normalised & normalise, dtype),
         network=Perceptron(
-            (encoder.width, *settings.hidden, 1), settings.activation, final_gain=1.0, key=key, dtype=dtype
+            (encoder.width, *settings.hidden, 1), settings.activation, final_gain=0.0, key=key, dtype=dtype
         ),
         mean=jnp.zeros((), dtype),
         std=jnp.ones((), dtype),
@@ -129,15 +129,17 @@ def fit(
     """
     critic = state.critic
     weight = weight / jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
-    target = jnp.where(weight > 0, target, 0)
-    value = jnp.where(weight > 0, critic(observation), 0)
+    counts = weight > 0
+    target = jnp.where(counts, target, 0)
+    # Zero times NaN is NaN, also in derivatives: rows of weight 0 are emptied before they are used.
+    features = jnp.where(counts[:, None], critic.features(observation), 0)
+    value = critic.mean + critic.std * critic.standardised(features)
     mean, variance = _moments(target, weight)
     _, error = _moments(target - value, weight)
     explained = jnp.where(variance > 0, 1 - error / jnp.where(variance > 0, variance, 1), 0)
 
     critic = _follow(critic, mean, variance, state.fits)
     goal = (target - critic.mean) / critic.std
-    features = critic.features(observation)
     optimiser = _optimiser(settings)
     rows = target.shape[0]
     size = min(settings.minibatch, rows)
@@ -172,17 +174,24 @@ def fit(
 
 
 def _moments(x: Float[Array, " B"], weight: Float[Array, " B"]) -> tuple[Array, Array]:
+    """Mean and variance; a spread that is only the rounding of the mean is 0. The weights sum to 1."""
     mean = jnp.sum(weight * x)
-    return mean, jnp.sum(weight * (x - mean) ** 2)
+    mean = mean + jnp.sum(weight * (x - mean))
+    variance = jnp.sum(weight * (x - mean) ** 2)
+    rounding = 4 * jnp.finfo(mean.dtype).eps * jnp.abs(mean)
+    return mean, jnp.where(variance > rounding**2, variance, 0)
 
 
 def _follow(critic: Critic, mean: Array, variance: Array, fits: Array) -> Critic:
     """The critic in units that have also seen targets of this mean and variance."""
+    first = fits == 0
     share = 1 / jnp.minimum(fits + 1, 10).astype(mean.dtype)
     shift = mean - critic.mean
-    old = jnp.where(fits > 0, critic.std**2, 0)
+    old = jnp.where(first, 0, critic.std**2)
     merged = (1 - share) * old + share * variance + share * (1 - share) * shift**2
-    # Targets that never vary keep the old unit; a unit of nearly 0 would blow the last layer up.
-    floor = jnp.finfo(mean.dtype).eps * (jnp.abs(mean) + 1)
-    std = jnp.sqrt(jnp.where(merged > floor**2, merged, critic.std**2))
-    return critic.rescaled(critic.mean + share * shift, std)
+    # Targets that never vary keep the old unit: one of nearly 0 would blow the last layer up.
+    std = jnp.where(merged > 0, jnp.sqrt(jnp.where(merged > 0, merged, 1)), critic.std)
+    # There is nothing to preserve before the first fit, and 0 would be far off in units with an offset.
+    before = eqx.tree_at(lambda c: (c.mean, c.std), critic, (mean, std))
+    before = jax.tree.map(lambda new, kept: jnp.where(first, new, kept), before, critic)
+    return before.rescaled(critic.mean + share * shift, std)

@@ -283,9 +283,10 @@ def _normal_tv(mean: Array, log_std: Array, new_mean: Array, new_log_std: Array)
     # Seen from the narrower one: from the wider one the two crossings may fall into one number.
     wider = jnp.maximum(log_std, new_log_std)
     narrower = jnp.minimum(log_std, new_log_std)
-    m = jnp.abs(new_mean - mean) * jnp.exp(-narrower)
-    t = wider - narrower
+    # Beyond these the distance is 1 within rounding, and the squares below would overflow.
+    t = jnp.minimum(wider - narrower, -jnp.log(jnp.finfo(mean.dtype).eps))
     s = jnp.exp(t)
+    m = jnp.minimum(jnp.abs(new_mean - mean) * jnp.exp(-narrower), 1e4 * s)
     a = jnp.expm1(2 * t)
     c = -(m**2) - 2 * s**2 * t
     # a x^2 + 2 m x + c = 0, discriminant (divided by 4) m^2 - a c = s^2 (m^2 + 2 a t) >= 0

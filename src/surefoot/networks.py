@@ -90,8 +90,9 @@ class Normaliser(eqx.Module):
         leading = tuple(range(features.ndim - 1))
         seen = jnp.sum(weight)
         safe = jnp.maximum(seen, 1)
-        # Sums are taken around the running mean, so large offsets cost no digits.
-        centred = features - self.mean
+        # Sums are taken around the running mean, so large offsets cost no digits; what a row that is not
+        # real holds (NaN, say) is replaced before it meets a weight of zero.
+        centred = jnp.where(real[..., None], features - self.mean, 0)
         shift = jnp.sum(weight * centred, axis=leading) / safe
         spread = jnp.sum(weight * (centred - shift) ** 2, axis=leading) / safe
         total = self.count + seen
