@@ -31,11 +31,9 @@ TINY = {"envs": 2, "horizon": 8, "hidden": (8,), "critic_hidden": (8,), "critic_
 
 def agent_of(observation_space: Any, action_space: Any, seed: int = 0, dtype: Any = np.float32) -> sf.Agent:
     """An agent that heeds what it sees, with a normaliser that has seen something."""
-    made = partial(make_policy, observation_space, action_space, NETWORK, dtype=dtype)
+    policy = make_policy(observation_space, action_space, NETWORK, jax.random.key(0), dtype)
     rng = np.random.default_rng(seed)
-    policy = jax.tree.map(
-        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), jax.eval_shape(made, jax.random.key(0))
-    )
+    policy = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), policy)
     policy = eqx.tree_at(lambda p: p.normaliser.variance, policy, jnp.abs(policy.normaliser.variance) + 0.5)
     return sf.Agent(policy, observation_space, action_space, "probes:Zoo")
 
@@ -379,6 +377,7 @@ def test_a_description_without_a_key_is_refused_by_the_key(key, artefact):
         ({"network": {"hidden": [9]}}, ["'network.weights.0'", "[3, 8]", "[3, 9]"]),
         ({"network": {"hidden": [8, 8]}}, ["'network."]),
         ({"network": {"hidden": [0]}}, ["hidden"]),
+        ({"network": {"hidden": [10**9, 10**9]}}, ["network.hidden", "bytes"]),
         ({"network": {"hidden": [8], "width": 3}}, ["width"]),
         ({"network": {"hidden": [8], "activation": "exec"}}, ["activation", "exec"]),
         ({"network": [8]}, ["policy"]),

@@ -136,12 +136,11 @@ class Story:
 
 
 def lively(source: Source, seed: int) -> NeuralPolicy:
-    """A policy that heeds what it sees, with a normaliser that has seen something. Nothing is compiled for it."""
+    """A policy that heeds what it sees, with a normaliser that has seen something."""
     network = config.Network(hidden=(8,))
-    made = partial(make_policy, source.observation_space, source.action_space, network)
-    shapes = jax.eval_shape(made, jax.random.key(0))
+    policy = make_policy(source.observation_space, source.action_space, network, jax.random.key(0))
     rng = np.random.default_rng(seed)
-    policy = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape, scale=0.5).astype(leaf.dtype), shapes)
+    policy = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape, scale=0.5).astype(leaf.dtype), policy)
     variance = np.abs(policy.normaliser.variance) + np.float32(0.5)
     policy = eqx.tree_at(lambda p: (p.normaliser.variance, p.normaliser.count), policy, (variance, np.float32(9)))
     return jax.tree.map(jnp.asarray, policy)

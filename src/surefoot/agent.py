@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from surefoot._version import __version__
 from surefoot.errors import RunError, SettingError, SurefootError
 from surefoot.policy import NeuralPolicy, make_policy
 from surefoot.record import write_atomically
-from surefoot.spaces import describe, lawful, one_line, parse, unlawful
+from surefoot.spaces import describe, lawful, make_encoder, make_head, one_line, parse, unlawful
 
 FORMAT_VERSION = 1
 
@@ -198,6 +199,7 @@ def _assemble(description: Any, blob: bytes, where: str) -> Agent:
     try:
         spaces = parse(entry("observation_space")), parse(entry("action_space"))
         network = config.Network(**entry("network"))
+        _check_size(spaces, network, np.dtype(dtype).itemsize, len(blob), where)
         with jax.enable_x64(dtype == "float64"):
             skeleton = make_policy(*spaces, network, jax.random.key(0), np.dtype(dtype))
             _check_types(blob, dtype, where)
@@ -207,6 +209,17 @@ def _assemble(description: Any, blob: bytes, where: str) -> Agent:
     except (SurefootError, LookupError, TypeError, ValueError, AttributeError, safetensors.SafetensorError) as error:
         raise RunError(f"{where} does not fit together: {error}") from None
     return Agent(policy, *spaces, environment=str(entry("environment")))
+
+
+def _check_size(spaces: Any, network: config.Network, itemsize: int, available: int, where: str) -> None:
+    """Refuse layers far larger than the tensors before memory is taken for them; `_fill` names small differences."""
+    widths = (make_encoder(spaces[0]).width, *network.hidden, make_head(spaces[1])[0].outputs)
+    wanted = itemsize * sum(fan_in * fan_out + fan_out for fan_in, fan_out in pairwise(widths))
+    if wanted > available + 2**20:
+        raise RunError(
+            f"{where}/policy.json: network.hidden {list(network.hidden)} takes {wanted} bytes, "
+            f"but policy.safetensors has {available}"
+        )
 
 
 def _check_types(blob: bytes, dtype: str, where: str) -> None:

@@ -131,15 +131,10 @@ def make_rule(rule: Rule | str) -> Rule:
 
 def begin(source: Source, rule: Rule, run: config.Run) -> tuple[Learner, Any]:
     """A fresh learner and the source's first state, from the run's seed alone."""
-
-    @jax.jit  # one program instead of the many small ones that initialisers are made of
-    def fresh(seed: Array) -> tuple[Learner, PRNGKeyArray]:
-        policy_key, critic_key, source_key, key = jax.random.split(jax.random.key(seed), 4)
-        policy = make_policy(source.observation_space, source.action_space, run.network, policy_key)
-        critic = make_critic(source.observation_space, run.critic, critic_key, normalise=run.network.normalise)
-        return Learner(policy, rule.init(policy), critic, jnp.zeros(source.envs), key), source_key
-
-    learner, source_key = fresh(np.uint32(run.seed))
+    policy_key, critic_key, source_key, key = jax.random.split(jax.random.key(run.seed), 4)
+    policy = make_policy(source.observation_space, source.action_space, run.network, policy_key)
+    critic = make_critic(source.observation_space, run.critic, critic_key, normalise=run.network.normalise)
+    learner = Learner(policy, rule.init(policy), critic, jnp.zeros(source.envs), key)
     return learner, source.reset(source_key)
 
 

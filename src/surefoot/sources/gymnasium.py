@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import multiprocessing
 import multiprocessing.connection
 import os
 import time
@@ -78,7 +79,9 @@ class GymnasiumSimulator:
     def __init__(self, make: Callable[[], gymnasium.Env], count: int, *, asynchronous: bool):
         makers = [functools.partial(guarded, make, index) for index in range(count)]
         if asynchronous:
-            # A fork of this process would copy JAX's threads in the middle of whatever they do.
+            # A fork of this process would copy JAX's threads in the middle of whatever they do. What every
+            # worker imports is imported once, by the server that they are forked from.
+            multiprocessing.set_forkserver_preload(["__main__", "surefoot.sources.guard", "gymnasium.vector"])
             self._vector: Any = AsyncVectorEnv(
                 makers, copy=False, context="forkserver", autoreset_mode=AutoresetMode.NEXT_STEP
             )
@@ -105,6 +108,7 @@ class GymnasiumSimulator:
         """Let the environments go, also those whose process is gone already."""
         with contextlib.suppress(Exception):
             self._called(self._vector.close, **({"terminate": True} if self._asynchronous else {}))
+        self._vector.closed = True  # or Gymnasium tries again, and complains, when it is collected
 
     def _called(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         if not self._asynchronous:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -102,7 +103,6 @@ class HostSource(Source):
         self._layout = space_tree(self.observation_space)
         self._used = False
         self._live: HostState | None = None
-        self._act: dict[Any, Callable] = {}
 
     def reset(self, key: PRNGKeyArray) -> HostState:
         """The start of every environment's first episode; the key's bits become the source's seed."""
@@ -123,7 +123,9 @@ class HostSource(Source):
         masks = None if state.observed.mask is None else np.empty((steps + 1, *state.observed.mask.shape), bool)
         reward = np.empty((steps, envs), np.float32)
         terminated, truncated = np.empty((steps, envs), bool), np.empty((steps, envs), bool)
-        act, leaves = self._compiled(policy)
+        # Flattened once a collection instead of once a step, which keeps Python out of the loop.
+        leaves, structure = jax.tree.flatten(policy)
+        act = _acting(structure)
         sampled, given, log_prob = [], [], np.empty((steps, envs), np.float32)
         observed = state.observed
         step = 0
@@ -206,23 +208,6 @@ class HostSource(Source):
                 )
         return self._simulator
 
-    def _compiled(self, policy: NeuralPolicy) -> tuple[Callable, list]:
-        """One compiled acting step for policies of this structure, and this policy's leaves.
-
-        Flattening once a collection instead of once a step keeps Python out of the loop.
-        """
-        leaves, structure = jax.tree.flatten(policy)
-        if structure not in self._act:
-
-            def act(leaves: list, observation: Any, mask: Any, key: Any, step: Any) -> Any:
-                policy = jax.tree.unflatten(structure, leaves)
-                distribution = policy(observation, mask)
-                action = distribution.sample(jax.random.fold_in(key, step))
-                return action, policy.action_map(action), distribution.log_prob(action)
-
-            self._act[structure] = jax.jit(act)
-        return self._act[structure], leaves
-
     def _check(
         self, observations: Any, masks: np.ndarray | None, reward: np.ndarray, ended: np.ndarray, before: int
     ) -> None:
@@ -246,6 +231,19 @@ class HostSource(Source):
             shown = np.array2string(np.asarray(value), threshold=8, edgeitems=3).replace("\n", " ")
             where = f"step {before + row}" if row >= 0 or before else "reset"
             raise EnvironmentFault(f"{self.name}: {where}: environment {env} returned {what} {shown}")
+
+
+@functools.cache
+def _acting(structure: Any) -> Callable:
+    """One compiled acting step for policies of this structure: the sampled action, the environment's, its density."""
+
+    def act(leaves: list, observation: Any, mask: Any, key: Any, step: Any) -> Any:
+        policy = jax.tree.unflatten(structure, leaves)
+        distribution = policy(observation, mask)
+        action = distribution.sample(jax.random.fold_in(key, step))
+        return action, policy.action_map(action), distribution.log_prob(action)
+
+    return jax.jit(act)
 
 
 def _compact(dtype: np.dtype) -> np.dtype:
