@@ -29,23 +29,23 @@ ACTIONS = {
 
 def make_batch(key, kind="categorical", size=64, dtype=np.float32, advantage=None):
     """A small network, and a batch sampled from it."""
-    policy, batch = _make_batch(key, kind, size, np.dtype(dtype))
+    policy_key, key = jax.random.split(key)
+    policy = make_policy(spaces.Box(-1, 1, (3,)), ACTIONS[kind], config.Network(hidden=(8,)), policy_key, dtype)
+    policy, batch = _make_batch(policy, key, size, np.dtype(dtype))
     if advantage is not None:
         batch = eqx.tree_at(lambda b: b.advantage, batch, jnp.asarray(advantage, dtype))
     return policy, batch
 
 
-@partial(jax.jit, static_argnums=(1, 2, 3))
-def _make_batch(key, kind, size, dtype):
-    keys = jax.random.split(key, 4)
-    network = config.Network(hidden=(8,))
-    policy = make_policy(spaces.Box(-1, 1, (3,)), ACTIONS[kind], network, keys[0], dtype)
+@partial(jax.jit, static_argnums=(2, 3))
+def _make_batch(policy, key, size, dtype):
+    keys = jax.random.split(key, 3)
     # The default initial policy is nearly uniform everywhere; a rougher one is a harder case.
     theta, rebuild = flatten(policy)
-    policy = rebuild(theta + 0.3 * jax.random.normal(keys[1], theta.shape, dtype))
-    observation = jax.random.normal(keys[2], (size, 3), dtype)
+    policy = rebuild(theta + 0.3 * jax.random.normal(keys[0], theta.shape, dtype))
+    observation = jax.random.normal(keys[1], (size, 3), dtype)
     old = policy(observation)
-    action = old.sample(keys[3])
+    action = old.sample(keys[2])
     advantage = jnp.sin(5 * observation[:, 0]) + jnp.cos(jnp.sum(action.reshape(size, -1), axis=-1)) + 3
     return policy, sampled_batch(observation, None, action, advantage.astype(dtype), old, jnp.ones(size, dtype))
 
