@@ -39,7 +39,8 @@ def measure(environment: str, rounds: int, iterations: int, settings: dict) -> d
         actions = [block for part in state.actions[-iterations:] for block in part]
         begun = time.perf_counter()
         for action in actions:
-            simulator.step(action)
+            simulator.send(action)
+            simulator.receive()
         stepped = time.perf_counter() - begun
         if number == 0:  # compiling
             continue

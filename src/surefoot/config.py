@@ -118,7 +118,10 @@ _DAMPING = (
 )
 _ITERATIONS = "The most conjugate-gradient iterations of one update."
 _TOLERANCE = "Conjugate gradients stop when the residual's norm falls below this share of the gradient's."
-_SUBSAMPLE = "Share of the batch's rows, evenly spaced, on which the Fisher matrix is taken while solving."
+_SUBSAMPLE = (
+    "Share of the batch's rows, evenly spaced and at least 256, on which the Fisher matrix is taken while solving. "
+    "By default every fifth row, or all of them without damping."
+)
 _CHUNK = "Rows handled at a time, to bound memory; 0 takes the whole batch at once."
 _STANDARDISE = "Centre and scale the advantages on the batch before the step (gains are reported in reward units)."
 
@@ -146,7 +149,7 @@ class NPG(RuleSettings):
     damping: float = setting(0.1, _DAMPING, at_least=0)
     iterations: int = setting(10, _ITERATIONS, at_least=1)
     tolerance: float = setting(1e-5, _TOLERANCE, at_least=0, below=1)
-    subsample: float = setting(1.0, _SUBSAMPLE, above=0, at_most=1)
+    subsample: float | None = setting(None, _SUBSAMPLE, above=0, at_most=1)
     chunk: int = setting(0, _CHUNK, at_least=0)
     standardise: bool = setting(True, _STANDARDISE)
 
@@ -161,7 +164,7 @@ class TRPO(RuleSettings):
     damping: float = setting(0.1, _DAMPING, at_least=0)
     iterations: int = setting(10, _ITERATIONS, at_least=1)
     tolerance: float = setting(1e-5, _TOLERANCE, at_least=0, below=1)
-    subsample: float = setting(1.0, _SUBSAMPLE, above=0, at_most=1)
+    subsample: float | None = setting(None, _SUBSAMPLE, above=0, at_most=1)
     backtracks: int = setting(10, "The most times that a refused candidate is shortened.", at_least=0)
     shrink: float = setting(0.8, "Factor by which a refused candidate is shortened.", above=0, below=1)
     accept: float = setting(

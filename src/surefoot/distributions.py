@@ -30,8 +30,20 @@ class Distribution(eqx.Module):
     """Abstract: a distribution over one environment's action, batched over leading axes `...`."""
 
     @abstractmethod
+    def noise(self, key: PRNGKeyArray, leading: tuple[int, ...] = ()) -> Array:
+        """What chance contributes to `sample_from`, for `leading` more axes in front.
+
+        It depends on the distribution's shape and number type alone, so it can be drawn before the
+        parameters are known, for many steps at once; `jax.ShapeDtypeStruct` parameters will do.
+        """
+
+    @abstractmethod
+    def sample_from(self, noise: Array) -> Array:
+        """The action that `noise` leads to, for each leading index."""
+
     def sample(self, key: PRNGKeyArray) -> Array:
         """One action for each leading index."""
+        return self.sample_from(self.noise(key))
 
     @abstractmethod
     def mode(self) -> Array:
@@ -77,8 +89,12 @@ class Categorical(Distribution):
         """Probabilities, summing to 1 over the last axis."""
         return jnp.exp(self.log_probs())
 
-    def sample(self, key: PRNGKeyArray) -> Int[Array, ...]:
-        return jax.random.categorical(key, self.log_probs(), axis=-1)
+    def noise(self, key: PRNGKeyArray, leading: tuple[int, ...] = ()) -> Float[Array, "... K"]:
+        return jax.random.gumbel(key, (*leading, *self.logits.shape), self.logits.dtype)
+
+    def sample_from(self, noise: Float[Array, "... K"]) -> Int[Array, ...]:
+        # The largest of log p + Gumbel noise is distributed as p (Gumbel 1954).
+        return jnp.argmax(self.log_probs() + noise, axis=-1).astype(jnp.int32)
 
     def mode(self) -> Int[Array, ...]:
         return jnp.argmax(self.log_probs(), axis=-1)
@@ -119,9 +135,12 @@ class MultiCategorical(Distribution):
             Categorical(self.logits[..., a:b], None if self.mask is None else self.mask[..., a:b]) for a, b in bounds
         ]
 
-    def sample(self, key: PRNGKeyArray) -> Int[Array, "... D"]:
-        keys = jax.random.split(key, len(self.sizes))
-        return jnp.stack([part.sample(k) for part, k in zip(self.parts(), keys, strict=True)], axis=-1)
+    def noise(self, key: PRNGKeyArray, leading: tuple[int, ...] = ()) -> Float[Array, "... K"]:
+        return jax.random.gumbel(key, (*leading, *self.logits.shape), self.logits.dtype)
+
+    def sample_from(self, noise: Float[Array, "... K"]) -> Int[Array, "... D"]:
+        noises = jnp.split(noise, list(accumulate(self.sizes[:-1])), axis=-1)
+        return jnp.stack([part.sample_from(n) for part, n in zip(self.parts(), noises, strict=True)], axis=-1)
 
     def mode(self) -> Int[Array, "... D"]:
         return jnp.stack([part.mode() for part in self.parts()], axis=-1)
@@ -150,8 +169,10 @@ class Bernoulli(Distribution):
 
     logits: Float[Array, "... D"]
 
-    def sample(self, key: PRNGKeyArray) -> Int[Array, "... D"]:
-        noise = jax.random.logistic(key, self.logits.shape, self.logits.dtype)
+    def noise(self, key: PRNGKeyArray, leading: tuple[int, ...] = ()) -> Float[Array, "... D"]:
+        return jax.random.logistic(key, (*leading, *self.logits.shape), self.logits.dtype)
+
+    def sample_from(self, noise: Float[Array, "... D"]) -> Int[Array, "... D"]:
         return (self.logits + noise > 0).astype(jnp.int32)
 
     def mode(self) -> Int[Array, "... D"]:
@@ -194,8 +215,10 @@ class DiagGaussian(Distribution):
     mean: Float[Array, "... D"]
     log_std: Float[Array, "... D"]
 
-    def sample(self, key: PRNGKeyArray) -> Float[Array, "... D"]:
-        noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
+    def noise(self, key: PRNGKeyArray, leading: tuple[int, ...] = ()) -> Float[Array, "... D"]:
+        return jax.random.normal(key, (*leading, *self.mean.shape), self.mean.dtype)
+
+    def sample_from(self, noise: Float[Array, "... D"]) -> Float[Array, "... D"]:
         return self.mean + jnp.exp(self.log_std) * noise
 
     def mode(self) -> Float[Array, "... D"]:

@@ -66,7 +66,8 @@ def evaluate(
             # The simulator writes its next observation into the same memory.
             observation = jax.tree.map(np.array, observed.observation)
             action = agent.act(observation, observed.mask, deterministic=deterministic, generator=generator)
-            observed, reward, terminated, truncated = simulator.step(action)
+            simulator.send(action)
+            observed, reward, terminated, truncated = simulator.receive()
             step += 1
             if not np.isfinite(reward).all():
                 index = int(np.argmin(np.isfinite(reward)))

@@ -155,9 +155,12 @@ def _effective_sample_size(mass: Float[Array, " B"]) -> Float[Array, ""]:
     return jnp.where(squares > 0, jnp.sum(mass) ** 2 / jnp.where(squares > 0, squares, 1), 0)
 
 
-def subsample(batch: Batch, share: float) -> Batch:
-    """Every k-th row, k = round(1/share), with weights that again sum to 1; the whole batch for share 1."""
-    stride = max(1, round(1 / share))
+def subsample(batch: Batch, share: float, *, fewest: int = 1) -> Batch:
+    """Every k-th row with weights that again sum to 1; the whole batch for share 1.
+
+    k is round(1/share), or less where that would leave fewer than `fewest` rows.
+    """
+    stride = max(1, min(round(1 / share), batch.size // fewest))
     if stride == 1:
         return batch
     part = rows(batch, slice(None, None, stride))

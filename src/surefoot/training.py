@@ -23,6 +23,7 @@ from surefoot.compilation import keep_compiled_programs
 from surefoot.critic import CriticReport, CriticState, fit, make_critic
 from surefoot.errors import SettingError, SurefootError, did_you_mean
 from surefoot.evaluation import evaluate
+from surefoot.geometry import subsample
 from surefoot.policy import NeuralPolicy, make_policy
 from surefoot.progress import Progress
 from surefoot.record import Recorder, new_run_folder
@@ -31,6 +32,8 @@ from surefoot.rules import RULES, Memory, Rule, UpdateReport
 from surefoot.sources import make_source
 from surefoot.sources.base import Source
 from surefoot.sources.environments import environment_name
+
+_DRIFT_ROWS = 256  # on which the normaliser's movement is measured
 
 
 class Learner(NamedTuple):
@@ -148,14 +151,26 @@ def _train(
     title = f"{name} · {rule_name} · seed {run.seed}"
     steps = updates = 0
     begun = time.perf_counter()
+    unrecorded: list[tuple[dict[str, Any], np.ndarray]] = []  # the last update, whose critic is being fitted
+
+    def record(view: Progress) -> None:
+        while unrecorded:
+            row, returns = unrecorded.pop()
+            row = settled(row)
+            recorder.append(row)
+            view.show(row, returns)
+
     try:
         with Progress(title, run.steps, trust_region=rule.settings_class.trust_region, shown=progress) as view:
-            while steps < run.steps:
-                learner, state, row, returns = iterate(source, rule, run, learner, state)
-                steps, updates = steps + row["experience"], updates + 1
-                row = {"update": updates, "steps": steps, "seconds": time.perf_counter() - begun, **row}
-                recorder.append(row)
-                view.show(row, returns)
+            try:
+                while steps < run.steps:
+                    learner, state, row, returns = iterate(source, rule, run, learner, state)
+                    record(view)
+                    steps, updates = steps + row["experience"], updates + 1
+                    row = {"update": updates, "steps": steps, "seconds": time.perf_counter() - begun, **row}
+                    unrecorded.append((row, returns))
+            finally:
+                record(view)
     except SurefootError as error:
         _save(learner, source, name, run, folder)
         raise type(error)(f"{error} (what was recorded until then is in {folder})") from error
@@ -196,37 +211,55 @@ def _save(learner: Learner, source: Source, name: str, run: config.Run, folder: 
 def iterate(
     source: Source, rule: Rule, run: config.Run, learner: Learner, state: Any
 ) -> tuple[Learner, Any, dict[str, Any], np.ndarray]:
-    """One iteration: collect, estimate, update, fit the critic; its metrics row and the returns that ended in it."""
-    key, collect_key, update_key, critic_key = jax.random.split(learner.key, 4)
+    """One iteration: collect, estimate, update, fit the critic; its metrics row and the returns that ended in it.
+
+    The critic's fit is begun and not waited for: nothing needs the critic before the next estimate, so it
+    is fitted while the next experience is collected. Until `settled`, its figures in the row are promises.
+    """
+    key, collect_key, update_key, critic_key = _four_keys(learner.key)
     started = time.perf_counter()
     trajectory, state = source.collect(learner.policy, state, collect_key)
     collected = time.perf_counter()
+    jax.block_until_ready(learner.critic)
+    waited = time.perf_counter()
+    trajectory = jax.device_put(trajectory)
     batch, estimates = estimate_stage(learner, trajectory, run.estimator)
     policy, memory, report = update_stage(rule, learner.policy, learner.memory, batch, update_key)
-    report = jax.device_get(report)
+    policy, normaliser_kl = observe_stage(policy, trajectory, batch)
+    critic, critic_report = critic_stage(learner.critic, run.critic, trajectory, batch, estimates.target, critic_key)
+    report, estimates, normaliser_kl = jax.device_get((report, estimates, normaliser_kl))
     updated = time.perf_counter()
-    critic, critic_report = critic_stage(learner.critic, run.critic, batch, estimates.target, critic_key)
-    policy, critic, normaliser_kl = observe_stage(policy, critic, trajectory, batch)
-    critic_report, normaliser_kl, estimates = jax.device_get((critic_report, normaliser_kl, estimates))
-    finished = time.perf_counter()
 
     learner = Learner(policy, memory, critic, jnp.asarray(estimates.episode_return[-1]), key)
-    ended = (np.asarray(trajectory.terminated) | np.asarray(trajectory.truncated)) & ~np.asarray(trajectory.reset)
-    returns = np.asarray(estimates.episode_return)[ended]
+    reset, terminated, truncated, age = jax.device_get(
+        (trajectory.reset, trajectory.terminated, trajectory.truncated, trajectory.time)
+    )
+    ended = (terminated | truncated) & ~reset
+    returns = estimates.episode_return[ended]
     row = {
-        "experience": int(np.sum(~np.asarray(trajectory.reset))),
+        "experience": int(np.sum(~reset)),
         "collect_seconds": collected - started,
-        "update_seconds": updated - collected,
-        "critic_seconds": finished - updated,
-        **_episode_metrics(returns, np.asarray(trajectory.time)[ended] + 1),
+        "critic_seconds": waited - collected,
+        "update_seconds": updated - waited,
+        **_episode_metrics(returns, age[ended] + 1),
         "radius": float(getattr(rule, "radius", np.nan)),
         **_plain(report),
-        **_plain(critic_report),
+        **critic_report._asdict(),
         "first_ratio_error": float(estimates.first_ratio_error),
         "action_saturation": float(estimates.action_saturation),
         "normaliser_kl": float(normaliser_kl),
     }
     return learner, state, row, returns
+
+
+@jax.jit
+def _four_keys(key: PRNGKeyArray) -> tuple[PRNGKeyArray, ...]:
+    return tuple(jax.random.split(key, 4))
+
+
+def settled(row: dict[str, Any]) -> dict[str, Any]:
+    """The row as plain numbers, once the critic's fit is done."""
+    return {name: value.item() if isinstance(value, jax.Array) else value for name, value in row.items()}
 
 
 @partial(jax.jit, static_argnames="settings")
@@ -263,24 +296,32 @@ def update_stage(
     return rule.update(policy, memory, batch, key)
 
 
+@jax.jit
+def observe_stage(policy: NeuralPolicy, trajectory: Trajectory, batch: Batch) -> tuple[NeuralPolicy, Array]:
+    """The policy with this iteration's observations in its normaliser, and the mean KL that this moved it by."""
+    observed = policy.observed(_before(trajectory), ~trajectory.reset)
+    part = subsample(batch, _DRIFT_ROWS / batch.size)
+    drift = policy(part.observation, part.mask).kl(observed(part.observation, part.mask))
+    return observed, weighted_sum(part.weight, drift)
+
+
 @partial(jax.jit, static_argnames="settings")
 def critic_stage(
-    critic: CriticState, settings: config.Critic, batch: Batch, target: Array, key: PRNGKeyArray
+    critic: CriticState,
+    settings: config.Critic,
+    trajectory: Trajectory,
+    batch: Batch,
+    target: Array,
+    key: PRNGKeyArray,
 ) -> tuple[CriticState, CriticReport]:
-    """The critic's fit, after the rule has used the old one's advantages."""
-    return fit(critic, settings, batch.observation, target, batch.weight, key)
+    """The critic's fit, after the rule has used the old one's advantages, and then its normaliser."""
+    fitted, report = fit(critic, settings, batch.observation, target, batch.weight, key)
+    return fitted._replace(critic=fitted.critic.observed(_before(trajectory), ~trajectory.reset)), report
 
 
-@jax.jit
-def observe_stage(
-    policy: NeuralPolicy, critic: CriticState, trajectory: Trajectory, batch: Batch
-) -> tuple[NeuralPolicy, CriticState, Array]:
-    """Both normalisers with this iteration's observations, and the KL by which that moved the policy."""
-    seen = jax.tree.map(lambda leaf: leaf[:-1], trajectory.observation)
-    observed = policy.observed(seen, ~trajectory.reset)
-    critic = critic._replace(critic=critic.critic.observed(seen, ~trajectory.reset))
-    drift = policy(batch.observation, batch.mask).kl(observed(batch.observation, batch.mask))
-    return observed, critic, weighted_sum(batch.weight, drift)
+def _before(trajectory: Trajectory) -> Any:
+    """What each row's action was chosen on."""
+    return jax.tree.map(lambda leaf: leaf[:-1], trajectory.observation)
 
 
 def _returns_so_far(trajectory: Trajectory, carried: Float[Array, " N"]) -> Float[Array, "T N"]:

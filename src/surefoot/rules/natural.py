@@ -16,14 +16,31 @@ from surefoot.rules.base import Proposal
 from surefoot.steps import conjugate_gradients, step_to_radius
 
 
+_SUBSAMPLE = 0.2
+_FEWEST_ROWS = 256
+
+
+def chosen_subsample(rule: Any) -> float | None:
+    """The rule's share of rows for the Fisher matrix, or the default where none was said."""
+    if rule.subsample is not None:
+        return rule.subsample
+    return 1.0 if _undamped(rule) else _SUBSAMPLE
+
+
+def _undamped(rule: Any) -> bool:
+    """Whether the damping is known to be 0 (it is not known while traced)."""
+    if isinstance(rule.damping, jax.Array) or not np.issubdtype(np.asarray(rule.damping).dtype, np.number):
+        return False
+    return bool(np.any(np.asarray(rule.damping) <= 0))
+
+
 def check_subsample(rule: Any) -> None:
     """Refuse a subsampled Fisher matrix without damping: the gradient may leave its range.
 
     Raises SettingError.
     """
     rule.settings()  # what is illegal by itself is told first
-    known = not isinstance(rule.damping, jax.Array)
-    if rule.subsample < 1 and known and np.any(np.asarray(rule.damping) <= 0):
+    if rule.subsample < 1 and _undamped(rule):
         raise SettingError(
             f"damping must be above 0 with subsample {rule.subsample:g}, but 0 came: "
             "the gradient of the whole batch may leave the range of a part's Fisher matrix"
@@ -43,7 +60,7 @@ def natural_step(rule: Any, policy: Policy, batch: Batch) -> Proposal:
     The multiplier of max g^T d - lambda (d^T F d / 2 - radius) at d = x/lambda is lambda = 1/alpha.
     """
     gradient = surrogate_gradient(policy, batch, chunk=rule.chunk)
-    part = subsample(batch, rule.subsample)
+    part = subsample(batch, rule.subsample, fewest=_FEWEST_ROWS)
     solution = conjugate_gradients(
         fisher_operator(policy, part, chunk=rule.chunk),
         gradient,

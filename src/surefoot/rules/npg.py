@@ -11,7 +11,7 @@ from surefoot.batch import Batch
 from surefoot.geometry import movement
 from surefoot.policy import Policy, flatten
 from surefoot.rules.base import Memory, Rule, UpdateReport, choice, conclude, numeric
-from surefoot.rules.natural import check_subsample, measured, natural_step
+from surefoot.rules.natural import check_subsample, chosen_subsample, measured, natural_step
 
 
 class NPG(Rule):
@@ -32,9 +32,12 @@ class NPG(Rule):
     damping: Float[Array, ""] = numeric(config.NPG.damping)
     iterations: int = choice(config.NPG.iterations)
     tolerance: Float[Array, ""] = numeric(config.NPG.tolerance)
-    subsample: float = choice(config.NPG.subsample)
+    subsample: float | None = choice(config.NPG.subsample)
     chunk: int = choice(config.NPG.chunk)
     standardise: bool = choice(config.NPG.standardise)
+
+    def __post_init__(self) -> None:
+        self.subsample = chosen_subsample(self)
 
     def __check_init__(self) -> None:
         check_subsample(self)

@@ -11,7 +11,7 @@ from surefoot.batch import Batch
 from surefoot.geometry import movement
 from surefoot.policy import Policy, flatten
 from surefoot.rules.base import Memory, Rule, UpdateReport, choice, conclude, numeric
-from surefoot.rules.natural import check_subsample, measured, natural_step
+from surefoot.rules.natural import check_subsample, chosen_subsample, measured, natural_step
 from surefoot.steps import backtrack
 
 
@@ -34,12 +34,15 @@ class TRPO(Rule):
     damping: Float[Array, ""] = numeric(config.TRPO.damping)
     iterations: int = choice(config.TRPO.iterations)
     tolerance: Float[Array, ""] = numeric(config.TRPO.tolerance)
-    subsample: float = choice(config.TRPO.subsample)
+    subsample: float | None = choice(config.TRPO.subsample)
     backtracks: int = choice(config.TRPO.backtracks)
     shrink: Float[Array, ""] = numeric(config.TRPO.shrink)
     accept: Float[Array, ""] = numeric(config.TRPO.accept)
     chunk: int = choice(config.TRPO.chunk)
     standardise: bool = choice(config.TRPO.standardise)
+
+    def __post_init__(self) -> None:
+        self.subsample = chosen_subsample(self)
 
     def __check_init__(self) -> None:
         check_subsample(self)

@@ -74,9 +74,13 @@ class EnvPoolSimulator:
         observation, _ = self._pool.reset()
         return Observed(observation, None)
 
-    def step(self, actions: np.ndarray) -> Stepped:
-        """Step every environment; one whose episode has just ended is reset instead."""
-        observation, reward, terminated, truncated, _ = self._pool.step(actions)
+    def send(self, actions: np.ndarray) -> None:
+        """Begin to step every environment; one whose episode has just ended is reset instead."""
+        self._pool.send(actions)
+
+    def receive(self) -> Stepped:
+        """What that step gave."""
+        observation, reward, terminated, truncated, _ = self._pool.recv()
         return Stepped(Observed(observation, None), reward, terminated, truncated)
 
     def close(self) -> None:

@@ -92,6 +92,7 @@ class GymnasiumSimulator:
         self._asynchronous = asynchronous
         self._choices = choices(self.action_space)
         self._masked = False
+        self._actions: np.ndarray | None = None
 
     def reset(self, seeds: list[int]) -> Observed:
         """Start every environment from its own seed."""
@@ -99,9 +100,17 @@ class GymnasiumSimulator:
         self._masked = self._choices is not None and "action_mask" in info
         return Observed(observation, self._mask(info))
 
-    def step(self, actions: np.ndarray) -> Stepped:
-        """Step every environment; one whose episode has just ended is reset instead."""
-        observation, reward, terminated, truncated, info = self._called(self._vector.step, actions)
+    def send(self, actions: np.ndarray) -> None:
+        """Begin to step every environment; one whose episode has just ended is reset instead."""
+        if self._asynchronous:
+            self._called(self._vector.step_async, actions)
+        else:
+            self._actions = actions
+
+    def receive(self) -> Stepped:
+        """What that step gave. The observations are overwritten by the next one."""
+        waiting = self._vector.step_wait if self._asynchronous else functools.partial(self._vector.step, self._actions)
+        observation, reward, terminated, truncated, info = self._called(waiting)
         return Stepped(Observed(observation, self._mask(info)), reward, terminated, truncated)
 
     def close(self) -> None:

@@ -45,8 +45,11 @@ class Simulator(Protocol):
     def reset(self, seeds: list[int]) -> Observed:
         """Start every environment from its own seed."""
 
-    def step(self, actions: np.ndarray) -> Stepped:
-        """Step every environment; one whose episode has just ended is reset instead."""
+    def send(self, actions: np.ndarray) -> None:
+        """Begin to step every environment; one whose episode has just ended is reset instead."""
+
+    def receive(self) -> Stepped:
+        """What that step gave. Arrays may be overwritten by the next one."""
 
     def close(self) -> None:
         """Let the environments go."""
@@ -125,17 +128,21 @@ class HostSource(Source):
         terminated, truncated = np.empty((steps, envs), bool), np.empty((steps, envs), bool)
         # Flattened once a collection instead of once a step, which keeps Python out of the loop.
         leaves, structure = jax.tree.flatten(policy)
-        act = _acting(structure)
+        draw, act = _acting(structure)
+        noise = np.asarray(draw(leaves, *_read(observations, masks, 0), key, steps))
         sampled, given, log_prob = [], [], np.empty((steps, envs), np.float32)
         observed = state.observed
         step = 0
         try:
             for step in range(steps):
                 _write(observations, masks, step, observed)
-                action, mapped, log_prob[step] = act(leaves, *_read(observations, masks, step), key, np.uint32(step))
-                sampled.append(np.asarray(action))
+                action, mapped, density = act(leaves, *_read(observations, masks, step), noise[step])
                 given.append(lawful(np.asarray(mapped), self.action_space))
-                observed, reward[step], terminated[step], truncated[step] = simulator.step(given[-1])
+                simulator.send(given[-1])
+                # Done while the environments step.
+                sampled.append(np.asarray(action))
+                log_prob[step] = density
+                observed, reward[step], terminated[step], truncated[step] = simulator.receive()
             _write(observations, masks, steps, observed)
         except EnvironmentFault as fault:
             self.close()
@@ -199,7 +206,8 @@ class HostSource(Source):
             assert self._simulator is not None
             for block in state.actions:
                 for actions in block:
-                    observed = self._simulator.step(actions).observed
+                    self._simulator.send(actions)
+                    observed = self._simulator.receive().observed
             same = jax.tree.map(lambda a, b: bool(np.array_equal(a, b, equal_nan=True)), observed, state.observed)
             if not all(jax.tree.leaves(same)):
                 raise EnvironmentFault(
@@ -234,16 +242,23 @@ class HostSource(Source):
 
 
 @functools.cache
-def _acting(structure: Any) -> Callable:
-    """One compiled acting step for policies of this structure: the sampled action, the environment's, its density."""
+def _acting(structure: Any) -> tuple[Callable, Callable]:
+    """Acting with policies of this structure, compiled: all the noise of a collection, and one step.
 
-    def act(leaves: list, observation: Any, mask: Any, key: Any, step: Any) -> Any:
+    A step gives the sampled action, the environment's and the log probability. Random numbers cost more
+    than such a small network, and cost least when drawn all at once.
+    """
+
+    def draw(leaves: list, observation: Any, mask: Any, key: Any, steps: int) -> Any:
+        return jax.eval_shape(jax.tree.unflatten(structure, leaves), observation, mask).noise(key, (steps,))
+
+    def act(leaves: list, observation: Any, mask: Any, noise: Any) -> Any:
         policy = jax.tree.unflatten(structure, leaves)
         distribution = policy(observation, mask)
-        action = distribution.sample(jax.random.fold_in(key, step))
+        action = distribution.sample_from(noise)
         return action, policy.action_map(action), distribution.log_prob(action)
 
-    return jax.jit(act)
+    return jax.jit(draw, static_argnums=4), jax.jit(act)
 
 
 def _compact(dtype: np.dtype) -> np.dtype:
