@@ -15,7 +15,7 @@ from surefoot import config
 ROOT = Path(surefoot.__file__).parent
 DOCS = ROOT.parents[1] / "docs"
 ORDER = [
-    ["_version", "errors", "compilation"],
+    ["_version", "errors", "compilation", "arrays"],
     ["config"],
     ["distributions", "steps"],
     ["spaces"],

@@ -16,12 +16,16 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from functools import reduce
 from itertools import accumulate, pairwise
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import erf
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from surefoot.arrays import namespace
 
 _ENUMERATE_UP_TO = 1024
 
@@ -93,11 +97,10 @@ class Categorical(Distribution):
         return jax.random.gumbel(key, (*leading, *self.logits.shape), self.logits.dtype)
 
     def sample_from(self, noise: Float[Array, "... K"]) -> Int[Array, ...]:
-        # The largest of log p + Gumbel noise is distributed as p (Gumbel 1954).
-        return jnp.argmax(self.log_probs() + noise, axis=-1).astype(jnp.int32)
+        return categorical_action(self.logits, self.mask, noise)
 
     def mode(self) -> Int[Array, ...]:
-        return jnp.argmax(self.log_probs(), axis=-1)
+        return categorical_action(self.logits, self.mask, 0)
 
     def log_prob(self, action: Int[Array, ...]) -> Float[Array, ...]:
         chosen = jnp.asarray(action, jnp.int32)[..., None]
@@ -139,11 +142,10 @@ class MultiCategorical(Distribution):
         return jax.random.gumbel(key, (*leading, *self.logits.shape), self.logits.dtype)
 
     def sample_from(self, noise: Float[Array, "... K"]) -> Int[Array, "... D"]:
-        noises = jnp.split(noise, list(accumulate(self.sizes[:-1])), axis=-1)
-        return jnp.stack([part.sample_from(n) for part, n in zip(self.parts(), noises, strict=True)], axis=-1)
+        return multi_categorical_action(self.logits, self.mask, noise, self.sizes)
 
     def mode(self) -> Int[Array, "... D"]:
-        return jnp.stack([part.mode() for part in self.parts()], axis=-1)
+        return multi_categorical_action(self.logits, self.mask, jnp.zeros_like(self.logits), self.sizes)
 
     def log_prob(self, action: Int[Array, "... D"]) -> Float[Array, ...]:
         return _sum(part.log_prob(action[..., i]) for i, part in enumerate(self.parts()))
@@ -173,10 +175,10 @@ class Bernoulli(Distribution):
         return jax.random.logistic(key, (*leading, *self.logits.shape), self.logits.dtype)
 
     def sample_from(self, noise: Float[Array, "... D"]) -> Int[Array, "... D"]:
-        return (self.logits + noise > 0).astype(jnp.int32)
+        return bernoulli_action(self.logits, noise)
 
     def mode(self) -> Int[Array, "... D"]:
-        return (self.logits > 0).astype(jnp.int32)
+        return bernoulli_action(self.logits, 0)
 
     def log_prob(self, action: Int[Array, "... D"]) -> Float[Array, ...]:
         yes = jnp.asarray(action) > 0
@@ -219,7 +221,7 @@ class DiagGaussian(Distribution):
         return jax.random.normal(key, (*leading, *self.mean.shape), self.mean.dtype)
 
     def sample_from(self, noise: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        return self.mean + jnp.exp(self.log_std) * noise
+        return gaussian_action(self.mean, self.log_std, noise)
 
     def mode(self) -> Float[Array, "... D"]:
         return self.mean
@@ -253,6 +255,36 @@ class DiagGaussian(Distribution):
     def metric(self, tangent: DiagGaussian) -> DiagGaussian:
         """M = diag(1/s^2, 2) in (mean, log standard deviation)."""
         return DiagGaussian(tangent.mean * jnp.exp(-2 * self.log_std), 2 * tangent.log_std)
+
+
+# Sampling as plain functions of arrays, NumPy's or JAX's: what acts on the host has no time for objects.
+
+
+def categorical_action(logits: Any, mask: Any, noise: Any) -> Any:
+    """The largest of logits + Gumbel noise where allowed: distributed as softmax(logits) (Gumbel 1954)."""
+    xp = namespace(logits)
+    scores = logits + noise if mask is None else xp.where(mask, logits + noise, -np.inf)
+    return xp.argmax(scores, axis=-1).astype(np.int32)
+
+
+def multi_categorical_action(logits: Any, mask: Any, noise: Any, sizes: tuple[int, ...]) -> Any:
+    """A choice for each group of `sizes` logits."""
+    bounds = list(pairwise(accumulate(sizes, initial=0)))
+    parts = [
+        categorical_action(logits[..., a:b], None if mask is None else mask[..., a:b], noise[..., a:b])
+        for a, b in bounds
+    ]
+    return namespace(logits).stack(parts, axis=-1)
+
+
+def bernoulli_action(logits: Any, noise: Any) -> Any:
+    """1 where logits + logistic noise is positive."""
+    return (logits + noise > 0).astype(np.int32)
+
+
+def gaussian_action(mean: Any, log_std: Any, noise: Any) -> Any:
+    """Mean + standard deviation times normal noise."""
+    return mean + namespace(log_std).exp(log_std) * noise
 
 
 def _sum(parts: Iterable[Array]) -> Array:

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from scipy.special import expit
+
+from surefoot.arrays import namespace
 
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "silu": jax.nn.silu, "elu": jax.nn.elu}
+_ON_THE_HOST = {
+    "tanh": np.tanh,
+    "relu": lambda x: np.maximum(x, 0),
+    "silu": lambda x: x * expit(x),
+    "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
+}
 
 _CLIP = 10.0
 
@@ -48,10 +58,15 @@ class Perceptron(eqx.Module):
 
     def __call__(self, x: Float[Array, "... fan_in"]) -> Float[Array, "... fan_out"]:
         """The outputs for inputs of any leading axes."""
-        activation = ACTIVATIONS[self.activation]
-        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
-            x = activation(x @ weight + bias)
-        return x @ self.weights[-1] + self.biases[-1]
+        return perceptron(x, self.weights, self.biases, self.activation)
+
+
+def perceptron(x: Any, weights: list, biases: list, activation: str) -> Any:
+    """The outputs of layers with these weights, in NumPy if they are NumPy's."""
+    apply: Any = (_ON_THE_HOST if namespace(weights[0]) is np else ACTIVATIONS)[activation]
+    for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+        x = apply(x @ weight + bias)
+    return x @ weights[-1] + biases[-1]
 
 
 def _orthogonal(generator: np.random.Generator, fan_in: int, fan_out: int) -> np.ndarray:
@@ -84,11 +99,7 @@ class Normaliser(eqx.Module):
 
     def __call__(self, features: Float[Array, "... width"]) -> Float[Array, "... width"]:
         """(features - mean) / standard deviation, clipped to [-10, 10], where active."""
-        if not any(self.active):
-            return features
-        scaled = (features - self.mean) * jax.lax.rsqrt(self.variance + 1e-8)
-        scaled = jnp.clip(scaled, -_CLIP, _CLIP)
-        return scaled if all(self.active) else jnp.where(np.asarray(self.active), scaled, features)
+        return normalised(features, self.mean, self.variance, self.active)
 
     def observe(self, features: Float[Array, "... width"], real: Bool[Array, ...]) -> Normaliser:
         """The normaliser that has also seen `features` where `real` is True."""
@@ -108,3 +119,12 @@ class Normaliser(eqx.Module):
         mean = self.mean + share * shift
         variance = (1 - share) * self.variance + share * spread + share * (1 - share) * shift**2
         return Normaliser(mean, variance, total, self.active)
+
+
+def normalised(features: Any, mean: Any, variance: Any, active: tuple[bool, ...]) -> Any:
+    """(features - mean) / standard deviation, clipped to [-10, 10], where active; in NumPy if they are NumPy's."""
+    if not any(active):
+        return features
+    xp = namespace(mean)
+    scaled = xp.clip((features - mean) / xp.sqrt(variance + np.float32(1e-8)), -_CLIP, _CLIP)
+    return scaled if all(active) else xp.where(np.asarray(active), scaled, features)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -15,7 +16,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from surefoot import config
 from surefoot.distributions import Distribution
-from surefoot.networks import Normaliser, Perceptron
+from surefoot.networks import Normaliser, Perceptron, normalised, perceptron
 from surefoot.spaces import ActionMap, Encoder, Head, make_encoder, make_head
 
 
@@ -59,6 +60,46 @@ class NeuralPolicy(Policy):
         """The same policy with a normaliser that has also seen these observations where `real`."""
         features = self.encoder(observation, self.normaliser.mean.dtype)
         return eqx.tree_at(lambda p: p.normaliser, self, self.normaliser.observe(features, real))
+
+
+class HostPolicy:
+    """A NeuralPolicy that acts in NumPy, for environments that wait on the host for every action.
+
+    The same functions on NumPy arrays: for networks of the usual size they are done before a compiled
+    program has begun. Equal to the policy but for rounding.
+    """
+
+    def __init__(self, policy: NeuralPolicy):
+        self._policy = policy = jax.tree.map(np.asarray, policy)
+        self.encoder, self.head, self.action_map = policy.encoder, policy.head, policy.action_map
+        self.log_std = policy.log_std
+        self.dtype = policy.normaliser.mean.dtype
+        # Held directly: Equinox's attributes take microseconds each.
+        self._normaliser = policy.normaliser.mean, policy.normaliser.variance, policy.normaliser.active
+        self._network = policy.network.weights, policy.network.biases, policy.network.activation
+
+    def outputs(self, observation: Any) -> np.ndarray:
+        """The network's outputs [..., K] for observations of any leading axes."""
+        features = normalised(self.encoder(observation, self.dtype), *self._normaliser)
+        return perceptron(features, *self._network)
+
+    def noise(self, leading: tuple[int, ...], key: PRNGKeyArray) -> np.ndarray:
+        """What chance contributes to `sample` for batches of these leading axes."""
+        return np.asarray(_noise(self.head, leading, self.dtype, key))
+
+    def sample(self, outputs: np.ndarray, mask: np.ndarray | None, noise: np.ndarray) -> np.ndarray:
+        """The actions that this noise leads to."""
+        return self.head.action(outputs, self.log_std, mask, noise)
+
+    def distribution(self, outputs: Any, mask: Any) -> Distribution:
+        """The distribution that `outputs` stand for."""
+        return self.head(outputs, self.log_std, mask)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _noise(head: Head, leading: tuple[int, ...], dtype: np.dtype, key: PRNGKeyArray) -> Array:
+    outputs = jnp.zeros((*leading, head.outputs), dtype)
+    return head(outputs, outputs[..., :] if head.gaussian else None).noise(key)
 
 
 def make_policy(

@@ -7,6 +7,7 @@ takes. All three are static: they hold sizes and limits, no parameters.
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from dataclasses import dataclass
 from math import prod
@@ -19,7 +20,18 @@ import numpy as np
 from gymnasium import spaces as gym_spaces
 from jaxtyping import Array, Bool, Float
 
-from surefoot.distributions import Bernoulli, Categorical, DiagGaussian, Distribution, MultiCategorical
+from surefoot.arrays import namespace
+from surefoot.distributions import (
+    Bernoulli,
+    Categorical,
+    DiagGaussian,
+    Distribution,
+    MultiCategorical,
+    bernoulli_action,
+    categorical_action,
+    gaussian_action,
+    multi_categorical_action,
+)
 from surefoot.errors import SettingError, UnsupportedSpace
 
 SUPPORTED_OBSERVATIONS = "Box vectors, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
@@ -44,8 +56,11 @@ class _Leaf:
         flat = value.reshape(*leading, -1)
         if self.sizes is None:
             return flat.astype(dtype)
-        parts = [jax.nn.one_hot(flat[..., i] - self.start[i], size, dtype=dtype) for i, size in enumerate(self.sizes)]
-        return jnp.concatenate(parts, axis=-1)
+        parts = [
+            (flat[..., i, None] == np.arange(start, start + size)).astype(dtype)
+            for i, (start, size) in enumerate(zip(self.start, self.sizes, strict=True))
+        ]
+        return parts[0] if len(parts) == 1 else namespace(flat).concatenate(parts, axis=-1)
 
 
 @dataclass(frozen=True)
@@ -71,8 +86,8 @@ class Encoder:
     def __call__(self, observation: Any, dtype: Any = jnp.float32) -> Float[Array, "... width"]:
         """Feature vectors of a (tree of) observation arrays with any leading axes."""
         values = jax.tree.leaves(observation)
-        encoded = [leaf.encode(jnp.asarray(value), dtype) for leaf, value in zip(self.leaves, values, strict=True)]
-        return encoded[0] if len(encoded) == 1 else jnp.concatenate(encoded, axis=-1)
+        encoded = [leaf.encode(value, dtype) for leaf, value in zip(self.leaves, values, strict=True)]
+        return encoded[0] if len(encoded) == 1 else namespace(encoded[0]).concatenate(encoded, axis=-1)
 
 
 def space_tree(space: gymnasium.Space) -> Any:
@@ -148,7 +163,15 @@ class Head:
             return Bernoulli(outputs)
         if log_std is None:
             raise SettingError("log_std: a Gaussian head needs one number a dimension, but None came")
-        return DiagGaussian(outputs, jnp.broadcast_to(log_std, outputs.shape))
+        return DiagGaussian(outputs, namespace(outputs).broadcast_to(log_std, outputs.shape))
+
+    def action(self, outputs: Any, log_std: Any, mask: Any, noise: Any) -> Any:
+        """What the distribution's `sample_from(noise)` is, from plain arrays, NumPy's or JAX's."""
+        if self.kind == "Categorical":
+            return categorical_action(outputs, mask, noise)
+        if self.kind == "MultiCategorical":
+            return multi_categorical_action(outputs, mask, noise, self.sizes)
+        return bernoulli_action(outputs, noise) if log_std is None else gaussian_action(outputs, log_std, noise)
 
 
 @dataclass(frozen=True)
@@ -166,19 +189,16 @@ class ActionMap:
     low: tuple[float, ...] | None = None
     high: tuple[float, ...] | None = None
 
-    def __call__(self, action: Array) -> Array:
+    def __call__(self, action: Any) -> Any:
         """The environment's actions, [..., *shape], for sampled ones of any leading axes."""
         if self.low is None or self.high is None:
             leading = action.shape[: action.ndim - (1 if self.shape else 0)]
             shaped = action.reshape(*leading, *self.shape)
             start = np.reshape(self.start, self.shape) if self.start is not None else 0
-            return shaped + jnp.asarray(start, shaped.dtype)
-        low, high = np.asarray(self.low), np.asarray(self.high)
-        bounded = np.isfinite(low) & np.isfinite(high)
-        least, most = np.where(bounded, low, -1), np.where(bounded, high, 1)
-        centre = (least / 2 + most / 2).astype(action.dtype)
-        half = (most / 2 - least / 2).astype(action.dtype)
-        mapped = jnp.clip(centre + half * action, low.astype(action.dtype), high.astype(action.dtype))
+            return shaped + np.asarray(start, shaped.dtype)
+        centre, half, low, high = _affine(self.low, self.high, np.dtype(action.dtype))
+        xp = namespace(action)
+        mapped = xp.minimum(xp.maximum(centre + half * action, low), high)
         return mapped.reshape(*action.shape[:-1], *self.shape)
 
     def saturated(self, action: Array) -> Array:
@@ -190,6 +210,16 @@ class ActionMap:
         below = np.where(bounded, -1.0, low).astype(action.dtype)
         above = np.where(bounded, 1.0, high).astype(action.dtype)
         return (action < below) | (action > above)
+
+
+@functools.cache
+def _affine(low: tuple[float, ...], high: tuple[float, ...], dtype: np.dtype) -> tuple[np.ndarray, ...]:
+    """Centre and half width of the bounded dimensions (0 and 1 of the others), low and high."""
+    lowest, highest = np.asarray(low), np.asarray(high)
+    bounded = np.isfinite(lowest) & np.isfinite(highest)
+    least, most = np.where(bounded, lowest, -1), np.where(bounded, highest, 1)
+    parts = least / 2 + most / 2, most / 2 - least / 2, lowest, highest
+    return tuple(part.astype(dtype) for part in parts)
 
 
 def make_head(space: gymnasium.Space) -> tuple[Head, ActionMap]:

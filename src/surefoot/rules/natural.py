@@ -15,7 +15,6 @@ from surefoot.policy import Policy
 from surefoot.rules.base import Proposal
 from surefoot.steps import conjugate_gradients, step_to_radius
 
-
 _SUBSAMPLE = 0.2
 _FEWEST_ROWS = 256
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -14,8 +13,9 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from surefoot.batch import Trajectory
+from surefoot.distributions import Distribution
 from surefoot.errors import EnvironmentFault
-from surefoot.policy import NeuralPolicy
+from surefoot.policy import HostPolicy, NeuralPolicy
 from surefoot.sources.base import Source
 from surefoot.spaces import lawful, space_tree, unlawful
 
@@ -79,7 +79,7 @@ class HostState:
 
 
 class HostSource(Source):
-    """N simulators acted in with one compiled call a step, each step written into arrays made beforehand.
+    """N simulators, acted in on the host, each step written into arrays made beforehand.
 
     The live environments are only a cache of the state that they stand in: asked to go on from any other
     state, the source rebuilds them from the seed and replays the actions. Every `restart_every` steps they
@@ -126,22 +126,19 @@ class HostSource(Source):
         masks = None if state.observed.mask is None else np.empty((steps + 1, *state.observed.mask.shape), bool)
         reward = np.empty((steps, envs), np.float32)
         terminated, truncated = np.empty((steps, envs), bool), np.empty((steps, envs), bool)
-        # Flattened once a collection instead of once a step, which keeps Python out of the loop.
-        leaves, structure = jax.tree.flatten(policy)
-        draw, act = _acting(structure)
-        noise = np.asarray(draw(leaves, *_read(observations, masks, 0), key, steps))
-        sampled, given, log_prob = [], [], np.empty((steps, envs), np.float32)
+        actor = HostPolicy(policy)
+        noise = actor.noise((steps, envs), key)
+        outputs, sampled, given = [], [], []
         observed = state.observed
         step = 0
         try:
             for step in range(steps):
                 _write(observations, masks, step, observed)
-                action, mapped, density = act(leaves, *_read(observations, masks, step), noise[step])
-                given.append(lawful(np.asarray(mapped), self.action_space))
+                observation, mask = _read(observations, masks, step)
+                outputs.append(actor.outputs(observation))
+                sampled.append(actor.sample(outputs[-1], mask, noise[step]))
+                given.append(lawful(actor.action_map(sampled[-1]), self.action_space))
                 simulator.send(given[-1])
-                # Done while the environments step.
-                sampled.append(np.asarray(action))
-                log_prob[step] = density
                 observed, reward[step], terminated[step], truncated[step] = simulator.receive()
             _write(observations, masks, steps, observed)
         except EnvironmentFault as fault:
@@ -152,11 +149,14 @@ class HostSource(Source):
         ended = np.concatenate([state.ended[None], terminated | truncated])
         self._check(observations, masks, reward, ended, state.steps)
         time, now = _times(ended, state.time)
+        action = np.stack(sampled)
+        # Of what each action was sampled from, not of what the policy would say now.
+        sampled_from = actor.distribution(np.stack(outputs), None if masks is None else masks[:-1])
         rows: dict[str, Any] = {
             "observation": observations,
             "mask": masks,
-            "action": np.stack(sampled),
-            "log_prob": log_prob,
+            "action": action,
+            "log_prob": np.asarray(_log_prob(sampled_from, action)),
             "reward": reward,
             "terminated": terminated,
             "truncated": truncated & ~terminated,
@@ -241,24 +241,9 @@ class HostSource(Source):
             raise EnvironmentFault(f"{self.name}: {where}: environment {env} returned {what} {shown}")
 
 
-@functools.cache
-def _acting(structure: Any) -> tuple[Callable, Callable]:
-    """Acting with policies of this structure, compiled: all the noise of a collection, and one step.
-
-    A step gives the sampled action, the environment's and the log probability. Random numbers cost more
-    than such a small network, and cost least when drawn all at once.
-    """
-
-    def draw(leaves: list, observation: Any, mask: Any, key: Any, steps: int) -> Any:
-        return jax.eval_shape(jax.tree.unflatten(structure, leaves), observation, mask).noise(key, (steps,))
-
-    def act(leaves: list, observation: Any, mask: Any, noise: Any) -> Any:
-        policy = jax.tree.unflatten(structure, leaves)
-        distribution = policy(observation, mask)
-        action = distribution.sample_from(noise)
-        return action, policy.action_map(action), distribution.log_prob(action)
-
-    return jax.jit(draw, static_argnums=4), jax.jit(act)
+@jax.jit
+def _log_prob(distribution: Distribution, action: Any) -> jax.Array:
+    return distribution.log_prob(action)
 
 
 def _compact(dtype: np.dtype) -> np.dtype:
