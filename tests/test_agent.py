@@ -229,7 +229,9 @@ def test_masks_leave_the_best_of_what_is_allowed():
 
 
 def test_sampling_repeats_with_the_generator_and_not_without():
-    observation = np.tile(np.linspace(-1, 1, 3), (400, 1))
+    candidates = np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32)
+    undecided = candidates[np.argmax(PLAIN.policy(candidates).entropy())]
+    observation = np.tile(undecided, (400, 1))
     first, again, other = (
         PLAIN.act(observation, deterministic=False, generator=np.random.default_rng(number)) for number in (1, 1, 2)
     )

@@ -22,7 +22,7 @@ import safetensors.numpy
 from surefoot import config
 from surefoot._version import __version__
 from surefoot.errors import RunError, SettingError, SurefootError
-from surefoot.policy import NeuralPolicy, make_policy
+from surefoot.policy import HostPolicy, NeuralPolicy, make_policy
 from surefoot.record import write_atomically
 from surefoot.spaces import describe, lawful, make_encoder, make_head, one_line, parse, unlawful
 
@@ -47,6 +47,7 @@ class Agent:
         environment: str = "",
     ):
         self.policy = policy
+        self._actor = HostPolicy(policy)
         self.observation_space = observation_space
         self.action_space = action_space
         self.environment = environment
@@ -72,13 +73,16 @@ class Agent:
         dtype = self.policy.normaliser.mean.dtype
         arrays, size = _arrays(observation, self.observation_space, dtype)
         allowed = None if mask is None else self._mask(mask, size)
-        with jax.enable_x64(dtype == np.float64):
-            if deterministic:
-                action = _act_deterministically(self.policy, arrays, allowed)
-            else:
-                seed = (generator or np.random.default_rng()).integers(2**32, dtype=np.uint32)
-                action = _act_by_sampling(self.policy, arrays, allowed, seed)
-        return lawful(np.asarray(action), self.action_space)
+        actor = self._actor
+        outputs = actor.outputs(arrays)
+        if deterministic:
+            action = actor.mode(outputs, allowed)
+        else:
+            seed = (generator or np.random.default_rng()).integers(2**32, dtype=np.uint32)
+            leading = () if size is None else (size,)
+            with jax.enable_x64(dtype == np.float64):
+                action = actor.sample(outputs, allowed, actor.noise(leading, jax.random.key(seed)))
+        return lawful(np.asarray(actor.action_map(action)), self.action_space)
 
     def _mask(self, mask: Any, size: int | None) -> np.ndarray:
         head = self.policy.head
@@ -97,16 +101,6 @@ class Agent:
         if not all(part.any(axis=-1).all() for part in parts):
             raise SettingError("mask must allow at least one action of each choice, but one with nothing allowed came")
         return allowed
-
-
-@jax.jit
-def _act_deterministically(policy: NeuralPolicy, observation: Any, mask: Any) -> jax.Array:
-    return policy.action_map(policy(observation, mask).mode())
-
-
-@jax.jit
-def _act_by_sampling(policy: NeuralPolicy, observation: Any, mask: Any, seed: Any) -> jax.Array:
-    return policy.action_map(policy(observation, mask).sample(jax.random.key(seed)))
 
 
 def _arrays(observation: Any, space: Any, dtype: Any, name: str = "observation") -> tuple[Any, int | None]:

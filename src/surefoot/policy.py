@@ -89,7 +89,11 @@ class HostPolicy:
 
     def sample(self, outputs: np.ndarray, mask: np.ndarray | None, noise: np.ndarray) -> np.ndarray:
         """The actions that this noise leads to."""
-        return self.head.action(outputs, self.log_std, mask, noise)
+        return np.asarray(self.head.action(outputs, self.log_std, mask, noise))
+
+    def mode(self, outputs: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+        """The most probable actions."""
+        return np.asarray(self.head.mode(outputs, mask))
 
     def distribution(self, outputs: Any, mask: Any) -> Distribution:
         """The distribution that `outputs` stand for."""

@@ -173,6 +173,14 @@ class Head:
             return multi_categorical_action(outputs, mask, noise, self.sizes)
         return bernoulli_action(outputs, noise) if log_std is None else gaussian_action(outputs, log_std, noise)
 
+    def mode(self, outputs: Any, mask: Any) -> Any:
+        """What the distribution's `mode()` is, from plain arrays."""
+        if self.kind == "Categorical":
+            return categorical_action(outputs, mask, 0)
+        if self.kind == "MultiCategorical":
+            return multi_categorical_action(outputs, mask, 0 * outputs, self.sizes)
+        return outputs if self.gaussian else bernoulli_action(outputs, 0)
+
 
 @dataclass(frozen=True)
 class ActionMap:
@@ -193,7 +201,7 @@ class ActionMap:
         """The environment's actions, [..., *shape], for sampled ones of any leading axes."""
         if self.low is None or self.high is None:
             leading = action.shape[: action.ndim - (1 if self.shape else 0)]
-            shaped = action.reshape(*leading, *self.shape)
+            shaped = action.reshape((*leading, *self.shape))
             start = np.reshape(self.start, self.shape) if self.start is not None else 0
             return shaped + np.asarray(start, shaped.dtype)
         centre, half, low, high = _affine(self.low, self.high, np.dtype(action.dtype))
