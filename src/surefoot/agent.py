@@ -78,10 +78,8 @@ class Agent:
         if deterministic:
             action = actor.mode(outputs, allowed)
         else:
-            seed = (generator or np.random.default_rng()).integers(2**32, dtype=np.uint32)
-            leading = () if size is None else (size,)
-            with jax.enable_x64(dtype == np.float64):
-                action = actor.sample(outputs, allowed, actor.noise(leading, jax.random.key(seed)))
+            noise = actor.noise(() if size is None else (size,), generator or np.random.default_rng())
+            action = actor.sample(outputs, allowed, noise)
         return lawful(np.asarray(actor.action_map(action)), self.action_space)
 
     def _mask(self, mask: Any, size: int | None) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -83,9 +82,9 @@ class HostPolicy:
         features = normalised(self.encoder(observation, self.dtype), *self._normaliser)
         return perceptron(features, *self._network)
 
-    def noise(self, leading: tuple[int, ...], key: PRNGKeyArray) -> np.ndarray:
+    def noise(self, leading: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
         """What chance contributes to `sample` for batches of these leading axes."""
-        return np.asarray(_noise(self.head, leading, self.dtype, key))
+        return self.head.noise(leading, generator).astype(self.dtype)
 
     def sample(self, outputs: np.ndarray, mask: np.ndarray | None, noise: np.ndarray) -> np.ndarray:
         """The actions that this noise leads to."""
@@ -98,12 +97,6 @@ class HostPolicy:
     def distribution(self, outputs: Any, mask: Any) -> Distribution:
         """The distribution that `outputs` stand for."""
         return self.head(outputs, self.log_std, mask)
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _noise(head: Head, leading: tuple[int, ...], dtype: np.dtype, key: PRNGKeyArray) -> Array:
-    outputs = jnp.zeros((*leading, head.outputs), dtype)
-    return head(outputs, outputs[..., :] if head.gaussian else None).noise(key)
 
 
 def make_policy(

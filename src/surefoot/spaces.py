@@ -173,6 +173,13 @@ class Head:
             return multi_categorical_action(outputs, mask, noise, self.sizes)
         return bernoulli_action(outputs, noise) if log_std is None else gaussian_action(outputs, log_std, noise)
 
+    def noise(self, leading: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
+        """The `noise` of the distribution, [*leading, outputs], drawn by NumPy."""
+        shape = (*leading, self.outputs)
+        if self.gaussian:
+            return generator.standard_normal(shape)
+        return generator.logistic(size=shape) if self.kind == "Bernoulli" else generator.gumbel(size=shape)
+
     def mode(self, outputs: Any, mask: Any) -> Any:
         """What the distribution's `mode()` is, from plain arrays."""
         if self.kind == "Categorical":

@@ -127,7 +127,7 @@ class HostSource(Source):
         reward = np.empty((steps, envs), np.float32)
         terminated, truncated = np.empty((steps, envs), bool), np.empty((steps, envs), bool)
         actor = HostPolicy(policy)
-        noise = actor.noise((steps, envs), key)
+        noise = actor.noise((steps, envs), np.random.default_rng(np.asarray(jax.random.key_data(key))))
         outputs, sampled, given = [], [], []
         observed = state.observed
         step = 0
