@@ -195,8 +195,8 @@ class Critic(_Settings):
     hidden: tuple[int, ...] = setting((64, 64), "Width of each hidden layer.", at_least=1)
     activation: Literal["tanh", "relu", "silu", "elu"] = setting("tanh", "The hidden layers' activation.")
     step_size: float = setting(1e-3, "Adam's step size.", above=0)
-    epochs: int = setting(10, "Passes over the batch after each update.", at_least=1)
-    minibatch: int = setting(256, "Transitions in each of the fit's minibatches.", at_least=1)
+    epochs: int = setting(4, "Passes over the batch after each update.", at_least=1)
+    minibatch: int = setting(128, "Transitions in each of the fit's minibatches.", at_least=1)
 
 
 @dataclass(frozen=True)
@@ -217,8 +217,8 @@ class Collection(_Settings):
     source: Literal["auto", "gymnasium", "envpool"] = setting(
         "auto", "Which library steps the environments; auto takes EnvPool where it has the task."
     )
-    envs: int = setting(16, "Environments stepped side by side.", at_least=1, at_most=65536)
-    horizon: int = setting(64, "Steps of each environment between two updates.", at_least=1, at_most=10_000_000)
+    envs: int = setting(64, "Environments stepped side by side.", at_least=1, at_most=65536)
+    horizon: int = setting(32, "Steps of each environment between two updates.", at_least=1, at_most=10_000_000)
     vectorisation: Literal["auto", "sync", "async"] = setting(
         "auto", "Step Gymnasium environments in this process (sync), one process each (async), or as the first is slow."
     )
@@ -234,7 +234,7 @@ class Collection(_Settings):
 class Run(_Settings):
     """One whole run."""
 
-    steps: int = setting(100_000, "Environment steps to train for.", at_least=1)
+    steps: int = setting(1_000_000, "Environment steps to train for.", at_least=1)
     seed: int = setting(0, "Seed of everything random in the run.", at_least=0, at_most=2**32 - 1)
     evaluation_episodes: int = setting(20, "Episodes of the final deterministic evaluation.", at_least=1)
     network: Network = field(default_factory=Network, metadata={"help": Network.__doc__})

@@ -71,7 +71,7 @@ class EnvPoolSimulator:
         self.close()
         with quiet():
             self._pool = self._make(seed=seeds[0])
-        observation, _ = self._pool.reset()
+            observation, _ = self._pool.reset()
         return Observed(observation, None)
 
     def send(self, actions: np.ndarray) -> None:
