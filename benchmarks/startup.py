@@ -22,9 +22,7 @@ def first_update(environment: str, cache: Path, out: Path) -> float:
     """Seconds until metrics.jsonl holds its first line."""
     command = [sys.executable, "-m", "surefoot.cli", "train", environment, "--steps", "100000000", "--out", str(out)]
     begun = time.perf_counter()
-    process = subprocess.Popen(
-        command, env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}, stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen(command, env={**os.environ, "XDG_CACHE_HOME": str(cache)}, stderr=subprocess.DEVNULL)
     metrics = out / "metrics.jsonl"
     try:
         while not (metrics.exists() and metrics.stat().st_size):

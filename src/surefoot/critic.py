@@ -98,11 +98,16 @@ def make_critic(
         network=Perceptron(
             (encoder.width, *settings.hidden, 1), settings.activation, final_gain=0.0, key=key, dtype=dtype
         ),
-        mean=jnp.zeros((), dtype),
-        std=jnp.ones((), dtype),
+        mean=jax.device_put(np.zeros((), dtype)),
+        std=jax.device_put(np.ones((), dtype)),
         encoder=encoder,
     )
-    return CriticState(critic, _optimiser(settings).init(critic.network), jnp.zeros((), jnp.int32))
+    # Adam begins with zeros; asking for their shapes alone spares a compiled program for each.
+    moments = jax.tree.map(
+        lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype)),
+        jax.eval_shape(_optimiser(settings).init, critic.network),
+    )
+    return CriticState(critic, moments, jax.device_put(np.zeros((), np.int32)))
 
 
 def _optimiser(settings: config.Critic) -> optax.GradientTransformation:

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
-from scipy.special import expit
 
 from surefoot.arrays import namespace
 
@@ -18,7 +17,7 @@ ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "silu": jax.nn.silu, "elu"
 _ON_THE_HOST = {
     "tanh": np.tanh,
     "relu": lambda x: np.maximum(x, 0),
-    "silu": lambda x: x * expit(x),
+    "silu": lambda x: x / (1 + np.exp(-x)),
     "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
 }
 
@@ -51,9 +50,10 @@ class Perceptron(eqx.Module):
         # On the host: a compiler would take two seconds over what NumPy does in a millisecond.
         generator = np.random.default_rng(np.asarray(jax.random.key_data(key)))
         self.weights = [
-            jnp.asarray(gain * _orthogonal(generator, *shape), dtype) for gain, shape in zip(gains, layers, strict=True)
+            jax.device_put((gain * _orthogonal(generator, *shape)).astype(dtype))
+            for gain, shape in zip(gains, layers, strict=True)
         ]
-        self.biases = [jnp.zeros(fan_out, dtype) for _, fan_out in layers]
+        self.biases = [jax.device_put(np.zeros(fan_out, dtype)) for _, fan_out in layers]
         self.activation = activation
 
     def __call__(self, x: Float[Array, "... fan_in"]) -> Float[Array, "... fan_out"]:
@@ -95,11 +95,18 @@ class Normaliser(eqx.Module):
         """A normaliser that has seen nothing: mean 0, variance 1."""
         width = len(active)
         flags = tuple(bool(flag) for flag in active)
-        return Normaliser(jnp.zeros(width, dtype), jnp.ones(width, dtype), jnp.zeros((), dtype), flags)
+        nothing = np.zeros(width, dtype), np.ones(width, dtype), np.zeros((), dtype)
+        mean, variance, count = jax.device_put(nothing)
+        return Normaliser(mean, variance, count, flags)
 
     def __call__(self, features: Float[Array, "... width"]) -> Float[Array, "... width"]:
         """(features - mean) / standard deviation, clipped to [-10, 10], where active."""
-        return normalised(features, self.mean, self.variance, self.active)
+        return normalised(features, self.mean, self.std, self.active)
+
+    @property
+    def std(self) -> Float[Array, " width"]:
+        """What features are divided by: the standard deviation, with a floor of 1e-4."""
+        return namespace(self.variance).sqrt(self.variance + np.float32(1e-8))
 
     def observe(self, features: Float[Array, "... width"], real: Bool[Array, ...]) -> Normaliser:
         """The normaliser that has also seen `features` where `real` is True."""
@@ -121,10 +128,10 @@ class Normaliser(eqx.Module):
         return Normaliser(mean, variance, total, self.active)
 
 
-def normalised(features: Any, mean: Any, variance: Any, active: tuple[bool, ...]) -> Any:
-    """(features - mean) / standard deviation, clipped to [-10, 10], where active; in NumPy if they are NumPy's."""
+def normalised(features: Any, mean: Any, std: Any, active: tuple[bool, ...]) -> Any:
+    """(features - mean) / std, clipped to [-10, 10], where active; in NumPy if they are NumPy's."""
     if not any(active):
         return features
     xp = namespace(mean)
-    scaled = xp.clip((features - mean) / xp.sqrt(variance + np.float32(1e-8)), -_CLIP, _CLIP)
+    scaled = xp.minimum(xp.maximum((features - mean) / std, -_CLIP), _CLIP)
     return scaled if all(active) else xp.where(np.asarray(active), scaled, features)

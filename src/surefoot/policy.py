@@ -8,7 +8,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
@@ -74,7 +73,7 @@ class HostPolicy:
         self.log_std = policy.log_std
         self.dtype = policy.normaliser.mean.dtype
         # Held directly: Equinox's attributes take microseconds each.
-        self._normaliser = policy.normaliser.mean, policy.normaliser.variance, policy.normaliser.active
+        self._normaliser = policy.normaliser.mean, policy.normaliser.std, policy.normaliser.active
         self._network = policy.network.weights, policy.network.biases, policy.network.activation
 
     def outputs(self, observation: Any) -> np.ndarray:
@@ -117,7 +116,7 @@ def make_policy(
     return NeuralPolicy(
         normaliser=Normaliser.identity(encoder.normalised & network.normalise, dtype),
         network=Perceptron(sizes, network.activation, final_gain=0.01, key=key, dtype=dtype),
-        log_std=jnp.full(head.outputs, network.log_std, dtype) if head.gaussian else None,
+        log_std=jax.device_put(np.full(head.outputs, network.log_std, dtype)) if head.gaussian else None,
         encoder=encoder,
         head=head,
         action_map=action_map,

@@ -134,10 +134,10 @@ def make_rule(rule: Rule | str) -> Rule:
 
 def begin(source: Source, rule: Rule, run: config.Run) -> tuple[Learner, Any]:
     """A fresh learner and the source's first state, from the run's seed alone."""
-    policy_key, critic_key, source_key, key = jax.random.split(jax.random.key(run.seed), 4)
+    policy_key, critic_key, source_key, key = _four_keys(jax.random.key(run.seed))
     policy = make_policy(source.observation_space, source.action_space, run.network, policy_key)
     critic = make_critic(source.observation_space, run.critic, critic_key, normalise=run.network.normalise)
-    learner = Learner(policy, rule.init(policy), critic, jnp.zeros(source.envs), key)
+    learner = Learner(policy, rule.init(policy), critic, jax.device_put(np.zeros(source.envs, np.float32)), key)
     return learner, source.reset(source_key)
 
 
@@ -224,13 +224,14 @@ def iterate(
     waited = time.perf_counter()
     trajectory = jax.device_put(trajectory)
     batch, estimates = estimate_stage(learner, trajectory, run.estimator)
-    policy, memory, report = update_stage(rule, learner.policy, learner.memory, batch, update_key)
-    policy, normaliser_kl = observe_stage(policy, trajectory, batch)
+    policy, memory, report, normaliser_kl = update_stage(
+        rule, learner.policy, learner.memory, trajectory, batch, update_key
+    )
     critic, critic_report = critic_stage(learner.critic, run.critic, trajectory, batch, estimates.target, critic_key)
     report, estimates, normaliser_kl = jax.device_get((report, estimates, normaliser_kl))
     updated = time.perf_counter()
 
-    learner = Learner(policy, memory, critic, jnp.asarray(estimates.episode_return[-1]), key)
+    learner = Learner(policy, memory, critic, jax.device_put(estimates.episode_return[-1]), key)
     reset, terminated, truncated, age = jax.device_get(
         (trajectory.reset, trajectory.terminated, trajectory.truncated, trajectory.time)
     )
@@ -290,19 +291,15 @@ def estimate_stage(learner: Learner, trajectory: Trajectory, settings: config.Es
 
 @jax.jit
 def update_stage(
-    rule: Rule, policy: NeuralPolicy, memory: Memory, batch: Batch, key: PRNGKeyArray
-) -> tuple[Any, Memory, UpdateReport]:
-    """The rule's update, compiled."""
-    return rule.update(policy, memory, batch, key)
-
-
-@jax.jit
-def observe_stage(policy: NeuralPolicy, trajectory: Trajectory, batch: Batch) -> tuple[NeuralPolicy, Array]:
-    """The policy with this iteration's observations in its normaliser, and the mean KL that this moved it by."""
-    observed = policy.observed(_before(trajectory), ~trajectory.reset)
+    rule: Rule, policy: NeuralPolicy, memory: Memory, trajectory: Trajectory, batch: Batch, key: PRNGKeyArray
+) -> tuple[NeuralPolicy, Memory, UpdateReport, Array]:
+    """The rule's update, then this iteration's observations into the normaliser, and the mean KL that that took."""
+    updated, memory, report = rule.update(policy, memory, batch, key)
+    assert isinstance(updated, NeuralPolicy)
+    observed = updated.observed(_before(trajectory), ~trajectory.reset)
     part = subsample(batch, _DRIFT_ROWS / batch.size)
-    drift = policy(part.observation, part.mask).kl(observed(part.observation, part.mask))
-    return observed, weighted_sum(part.weight, drift)
+    drift = updated(part.observation, part.mask).kl(observed(part.observation, part.mask))
+    return observed, memory, report, weighted_sum(part.weight, drift)
 
 
 @partial(jax.jit, static_argnames="settings")
