@@ -21,7 +21,7 @@ from surefoot.distributions import Bernoulli
 from surefoot.geometry import surrogate_gradient
 from surefoot.policy import Policy
 from surefoot.sources import make_source
-from surefoot.training import Learner, begin, estimate_stage, iterate, make_rule
+from surefoot.training import Learner, begin, estimate_stage, iterate, make_rule, settled
 
 TINY = {
     "envs": 2,
@@ -233,3 +233,21 @@ def test_a_torn_last_line_is_left_out_and_a_torn_middle_is_named(tmp_path):
     metrics.write_text('{"kl": 1}\n')
     with pytest.raises(sf.RunError, match="did you mean 'kl'"):
         history.read(tmp_path).column("klo")
+
+
+def test_fitting_the_critic_behind_the_next_collection_changes_no_bit():
+    leaves = []
+    for wait in (False, True):
+        source, rule, run, learner, state = collected(envs=4, horizon=16)
+        rows = []
+        for _ in range(3):
+            learner, state, row, _ = iterate(source, rule, run, learner, state)
+            if wait:
+                jax.block_until_ready(learner)
+            rows.append(settled(row))
+        kept = [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
+        leaves.append(([np.asarray(x) for x in jax.tree.leaves(learner._replace(key=None))], kept))
+    for one, other in zip(leaves[0][0], leaves[1][0], strict=True):
+        assert one.tobytes() == other.tobytes()
+    assert leaves[0][1] == leaves[1][1]
+    assert all(isinstance(value, (int, float, bool, type(None))) for row in leaves[0][1] for value in row.values())
