@@ -1,7 +1,8 @@
 """surefoot beside Stable-Baselines3 on one machine: steps a second, return, peak memory.
 
 Each runs in a process of its own, one after the other, for the same number of steps, and is judged by the
-same deterministic episodes of the same Gymnasium task. Needs the extra `bench`. Run
+same deterministic episodes of the same Gymnasium task. surefoot runs twice: with an empty compilation cache,
+as on a machine that never ran it, and with the one that this leaves, as ever after. Needs the extra `bench`. Run
 
     python benchmarks/peers.py [ENV] [--json] [--steps N] [--episodes N]
 
@@ -13,19 +14,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 
 from surefoot import config
 
-PEERS = ("surefoot", "sb3-contrib-trpo", "sb3-ppo")
+PEERS = ("surefoot-first-run", "surefoot", "sb3-contrib-trpo", "sb3-ppo")
 
 
 def run_surefoot(environment: str, steps: int, seed: int, episodes: int) -> tuple[float, float]:
-    import tempfile
-
     import surefoot as sf
 
     with tempfile.TemporaryDirectory() as folder:
@@ -85,7 +86,7 @@ def run_sb3(environment: str, steps: int, seed: int, episodes: int, *, contrib: 
 
 
 def run_one(name: str, environment: str, steps: int, seed: int, episodes: int) -> dict:
-    if name == "surefoot":
+    if name.startswith("surefoot"):
         seconds, mean = run_surefoot(environment, steps, seed, episodes)
     else:
         seconds, mean = run_sb3(environment, steps, seed, episodes, contrib=name == "sb3-contrib-trpo")
@@ -108,12 +109,16 @@ def main() -> None:
         print(config.dumps(told))
         return
     results = {}
-    for name in PEERS:
-        command = [sys.executable, __file__, *shared, "--only", name]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        results[name] = json.loads(done.stdout.strip().splitlines()[-1])
+    with tempfile.TemporaryDirectory() as cache:
+        for name in PEERS:
+            command = [sys.executable, __file__, *shared, "--only", name]
+            surroundings = {**os.environ, "XDG_CACHE_HOME": cache}
+            done = subprocess.run(command, capture_output=True, text=True, check=True, env=surroundings)
+            results[name] = json.loads(done.stdout.strip().splitlines()[-1])
     ours = results["surefoot"]["steps_per_second"]
     results["speed_over_sb3_contrib_trpo"] = ours / results["sb3-contrib-trpo"]["steps_per_second"]
+    first = results["surefoot-first-run"]["steps_per_second"]
+    results["first_run_speed_over_sb3_contrib_trpo"] = first / results["sb3-contrib-trpo"]["steps_per_second"]
     results["speed_over_sb3_ppo"] = ours / results["sb3-ppo"]["steps_per_second"]
     if arguments.json:
         print(config.dumps({"environment": arguments.environment, "steps": arguments.steps, **results}))
