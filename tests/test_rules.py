@@ -405,3 +405,10 @@ def test_settings_and_rule_name_the_same_things_with_the_same_defaults(name):
 def test_absurd_settings_are_refused_by_name(make, named):
     with pytest.raises(SettingError, match=named):
         make()
+
+
+@pytest.mark.parametrize("rule", [TRPO, NPG])
+def test_without_damping_the_fisher_matrix_is_taken_on_every_row(rule):
+    assert rule().subsample == rule().settings().subsample == 0.2
+    assert rule(damping=0.0).subsample == rule(damping=0.0).settings().subsample == 1.0
+    assert rule(subsample=0.5).subsample == 0.5

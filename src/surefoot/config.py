@@ -139,6 +139,11 @@ class PG(RuleSettings):
     standardise: bool = setting(True, _STANDARDISE)
 
 
+def default_subsample(undamped: bool) -> float:
+    """Every fifth row; every row without damping, where the gradient might leave the range of a part's matrix."""
+    return 1.0 if undamped else 0.2
+
+
 @dataclass(frozen=True)
 class NPG(RuleSettings):
     """Natural policy gradient: the step along F^-1 g whose quadratic KL is the radius."""
@@ -152,6 +157,11 @@ class NPG(RuleSettings):
     subsample: float | None = setting(None, _SUBSAMPLE, above=0, at_most=1)
     chunk: int = setting(0, _CHUNK, at_least=0)
     standardise: bool = setting(True, _STANDARDISE)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.subsample is None:
+            object.__setattr__(self, "subsample", default_subsample(self.damping == 0))
 
 
 @dataclass(frozen=True)
@@ -172,6 +182,11 @@ class TRPO(RuleSettings):
     )
     chunk: int = setting(0, _CHUNK, at_least=0)
     standardise: bool = setting(True, _STANDARDISE)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.subsample is None:
+            object.__setattr__(self, "subsample", default_subsample(self.damping == 0))
 
 
 RULES: dict[str, type[RuleSettings]] = {rule.name: rule for rule in (TRPO, NPG, PG)}

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from surefoot import config
 from surefoot.batch import Batch, standardised
 from surefoot.errors import SettingError
 from surefoot.geometry import fisher_operator, fisher_quadratic, subsample, surrogate_gradient
@@ -15,15 +16,12 @@ from surefoot.policy import Policy
 from surefoot.rules.base import Proposal
 from surefoot.steps import conjugate_gradients, step_to_radius
 
-_SUBSAMPLE = 0.2
 _FEWEST_ROWS = 256
 
 
-def chosen_subsample(rule: Any) -> float | None:
+def chosen_subsample(rule: Any) -> float:
     """The rule's share of rows for the Fisher matrix, or the default where none was said."""
-    if rule.subsample is not None:
-        return rule.subsample
-    return 1.0 if _undamped(rule) else _SUBSAMPLE
+    return config.default_subsample(_undamped(rule)) if rule.subsample is None else rule.subsample
 
 
 def _undamped(rule: Any) -> bool:
