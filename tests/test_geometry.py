@@ -339,6 +339,17 @@ def test_subsample_takes_every_kth_row_with_weights_that_sum_to_one(share, strid
     np.testing.assert_array_equal(part.old.mean, rows["old"].mean[::stride])
 
 
+@pytest.mark.parametrize("share", [0.5, 0.2, 0.05])
+@pytest.mark.parametrize("fewest", [1, 5, 17, 1000])
+def test_a_subsample_keeps_at_least_the_rows_that_it_is_asked_to(share, fewest, problem):
+    _, _, rows = problem("gaussian")
+    batch = make_batch(**rows)
+    part = geometry.subsample(batch, share, fewest=fewest)
+    assert min(fewest, batch.size) <= part.size <= batch.size
+    if fewest == 1:
+        assert part.size == geometry.subsample(batch, share).size
+
+
 def test_fisher_matrix_of_a_subsample_is_that_of_its_rows_alone(problem):
     policy, _, rows = problem("categorical")
     part = geometry.subsample(make_batch(**rows), 0.5)

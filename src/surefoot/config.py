@@ -199,7 +199,7 @@ class Network(_Settings):
 
     hidden: tuple[int, ...] = setting((64, 64), "Width of each hidden layer.", at_least=1)
     activation: Literal["tanh", "relu", "silu", "elu"] = setting("tanh", "The hidden layers' activation.")
-    log_std: float = setting(0.0, "Initial log standard deviation of a Gaussian policy.", at_least=-20, at_most=5)
+    log_std: float = setting(-0.5, "Initial log standard deviation of a Gaussian policy.", at_least=-20, at_most=5)
     normalise: bool = setting(True, "Normalise observations by their running mean and standard deviation.")
 
 
