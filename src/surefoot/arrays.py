@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PRNGKeyArray
 
 
 def namespace(array: Any) -> Any:
@@ -15,3 +17,8 @@ def namespace(array: Any) -> Any:
     what starting a compiled program does, and an environment waits for every one of its actions.
     """
     return np if isinstance(array, np.ndarray) else jnp
+
+
+def generator(key: PRNGKeyArray) -> np.random.Generator:
+    """NumPy's randomness from a JAX key, for what is drawn on the host."""
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)))

@@ -145,7 +145,9 @@ class MultiCategorical(Distribution):
         return multi_categorical_action(self.logits, self.mask, noise, self.sizes)
 
     def mode(self) -> Int[Array, "... D"]:
-        return multi_categorical_action(self.logits, self.mask, jnp.zeros_like(self.logits), self.sizes)
+        return multi_categorical_action(
+            self.logits, self.mask, namespace(self.logits).zeros_like(self.logits), self.sizes
+        )
 
     def log_prob(self, action: Int[Array, "... D"]) -> Float[Array, ...]:
         return _sum(part.log_prob(action[..., i]) for i, part in enumerate(self.parts()))

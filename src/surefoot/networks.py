@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from surefoot.arrays import namespace
+from surefoot.arrays import generator, namespace
 
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "silu": jax.nn.silu, "elu": jax.nn.elu}
 _ON_THE_HOST = {
@@ -48,9 +48,9 @@ class Perceptron(eqx.Module):
         layers = list(pairwise(sizes))
         gains = [float(np.sqrt(2))] * (len(layers) - 1) + [final_gain]
         # On the host: a compiler would take two seconds over what NumPy does in a millisecond.
-        generator = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+        chance = generator(key)
         self.weights = [
-            jax.device_put((gain * _orthogonal(generator, *shape)).astype(dtype))
+            jax.device_put((gain * _orthogonal(chance, *shape)).astype(dtype))
             for gain, shape in zip(gains, layers, strict=True)
         ]
         self.biases = [jax.device_put(np.zeros(fan_out, dtype)) for _, fan_out in layers]

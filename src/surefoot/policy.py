@@ -91,7 +91,7 @@ class HostPolicy:
 
     def mode(self, outputs: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
         """The most probable actions."""
-        return np.asarray(self.head.mode(outputs, mask))
+        return np.asarray(self.distribution(outputs, mask).mode())
 
     def distribution(self, outputs: Any, mask: Any) -> Distribution:
         """The distribution that `outputs` stand for."""

@@ -180,14 +180,6 @@ class Head:
             return generator.standard_normal(shape)
         return generator.logistic(size=shape) if self.kind == "Bernoulli" else generator.gumbel(size=shape)
 
-    def mode(self, outputs: Any, mask: Any) -> Any:
-        """What the distribution's `mode()` is, from plain arrays."""
-        if self.kind == "Categorical":
-            return categorical_action(outputs, mask, 0)
-        if self.kind == "MultiCategorical":
-            return multi_categorical_action(outputs, mask, 0 * outputs, self.sizes)
-        return outputs if self.gaussian else bernoulli_action(outputs, 0)
-
 
 @dataclass(frozen=True)
 class ActionMap:

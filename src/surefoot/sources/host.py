@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from surefoot.arrays import generator
 from surefoot.batch import Trajectory
 from surefoot.distributions import Distribution
 from surefoot.errors import EnvironmentFault
@@ -108,7 +109,7 @@ class HostSource(Source):
 
     def reset(self, key: PRNGKeyArray) -> HostState:
         """The start of every environment's first episode; the key's bits become the source's seed."""
-        return self._start(int(_generator(key).integers(2**32)), restarts=0, steps=0)
+        return self._start(int(generator(key).integers(2**32)), restarts=0, steps=0)
 
     # What does not fit into 32 bits becomes infinite, which `_check` reports.
     @np.errstate(over="ignore", invalid="ignore")
@@ -126,7 +127,7 @@ class HostSource(Source):
         reward = np.empty((steps, envs), np.float32)
         terminated, truncated = np.empty((steps, envs), bool), np.empty((steps, envs), bool)
         actor = HostPolicy(policy)
-        noise = actor.noise((steps, envs), _generator(key))
+        noise = actor.noise((steps, envs), generator(key))
         outputs, sampled, given = [], [], []
         observed = state.observed
         step = 0
@@ -238,11 +239,6 @@ class HostSource(Source):
             shown = np.array2string(np.asarray(value), threshold=8, edgeitems=3).replace("\n", " ")
             where = f"step {before + row}" if row >= 0 or before else "reset"
             raise EnvironmentFault(f"{self.name}: {where}: environment {env} returned {what} {shown}")
-
-
-def _generator(key: PRNGKeyArray) -> np.random.Generator:
-    """NumPy's randomness from a JAX key."""
-    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
 
 @jax.jit
