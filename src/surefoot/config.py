@@ -109,7 +109,8 @@ class RuleSettings(_Settings):
     """Abstract: the settings of one rule."""
 
     name: ClassVar[str]
-    trust_region: ClassVar[Literal["kl", "euclidean"]]
+    trust_region: ClassVar[Literal["kl", "euclidean", "none"]]
+    tabular_only: ClassVar[bool] = False
 
 
 _RADIUS = "Trust region: the largest mean KL(old||new) over the batch's states that an update may cause, in nats."
@@ -121,6 +122,10 @@ _TOLERANCE = "Conjugate gradients stop when the residual's norm falls below this
 _SUBSAMPLE = (
     "Share of the batch's rows, evenly spaced and at least 256, on which the Fisher matrix is taken while solving. "
     "By default every fifth row, or all of them without damping."
+)
+_SOLVER = (
+    "How F x = g is solved: by conjugate gradients, or by the closed form of a table of logits "
+    "(finite MDPs only), which ignores damping, iterations, tolerance and subsample."
 )
 _CHUNK = "Rows handled at a time, to bound memory; 0 takes the whole batch at once."
 _STANDARDISE = "Centre and scale the advantages on the batch before the step (gains are reported in reward units)."
@@ -151,6 +156,13 @@ class NPG(RuleSettings):
     name: ClassVar[str] = "npg"
     trust_region: ClassVar[Literal["kl", "euclidean"]] = "kl"
     radius: float = setting(0.01, _RADIUS, above=0)
+    eta: float | None = setting(
+        None,
+        "Length of the step along F^-1 g, in place of the radius: 0 stays, larger is greedier. Per unit of the "
+        "advantage as the step sees it: in standard deviations, or in reward units where nothing is standardised.",
+        at_least=0,
+    )
+    solver: Literal["cg", "tabular"] = setting("cg", _SOLVER)
     damping: float = setting(0.1, _DAMPING, at_least=0)
     iterations: int = setting(10, _ITERATIONS, at_least=1)
     tolerance: float = setting(1e-5, _TOLERANCE, at_least=0, below=1)
@@ -171,6 +183,7 @@ class TRPO(RuleSettings):
     name: ClassVar[str] = "trpo"
     trust_region: ClassVar[Literal["kl", "euclidean"]] = "kl"
     radius: float = setting(0.01, _RADIUS, above=0)
+    solver: Literal["cg", "tabular"] = setting("cg", _SOLVER)
     damping: float = setting(0.1, _DAMPING, at_least=0)
     iterations: int = setting(10, _ITERATIONS, at_least=1)
     tolerance: float = setting(1e-5, _TOLERANCE, at_least=0, below=1)
@@ -189,8 +202,17 @@ class TRPO(RuleSettings):
             object.__setattr__(self, "subsample", default_subsample(self.damping == 0))
 
 
-RULES: dict[str, type[RuleSettings]] = {rule.name: rule for rule in (TRPO, NPG, PG)}
-"""The settings of every rule that `train` knows, by the name that the command line uses."""
+@dataclass(frozen=True)
+class PI(RuleSettings):
+    """Policy iteration: act greedily on the advantages. For finite MDPs only."""
+
+    name: ClassVar[str] = "pi"
+    trust_region: ClassVar[Literal["kl", "euclidean", "none"]] = "none"
+    tabular_only: ClassVar[bool] = True
+
+
+RULES: dict[str, type[RuleSettings]] = {rule.name: rule for rule in (TRPO, NPG, PG, PI)}
+"""The settings of every rule, by the name that the command line uses."""
 
 
 @dataclass(frozen=True)

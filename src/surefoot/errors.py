@@ -30,6 +30,10 @@ class EnvironmentFault(SurefootError, RuntimeError):
     """An environment that raised, or returned what its own spaces do not allow."""
 
 
+class ModelError(SurefootError, ValueError):
+    """A finite MDP, or a policy for one, that is none: shapes, probabilities or numbers that do not fit."""
+
+
 class RunError(SurefootError, OSError):
     """A run folder that is missing, incomplete, or already in use."""
 

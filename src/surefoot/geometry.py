@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from surefoot.batch import Batch, rows, weighted_sum
-from surefoot.policy import Policy, flatten
+from surefoot.policy import Policy, TabularPolicy, flatten
 
 Vector = Float[Array, " P"]
 
@@ -83,6 +83,34 @@ def fisher_quadratic(policy: Policy, batch: Batch, v: Vector, *, chunk: int = 0)
         return weighted_sum(part.weight, jax.tree.reduce(jnp.add, products))
 
     return _sum_over_chunks(quadratic, batch, chunk)
+
+
+def tabular_advantage(policy: TabularPolicy, batch: Batch) -> Float[Array, "N A"]:
+    """A(s, a) of every state and action from the rows of a batch, centred to sum_a pi(a|s) A(s, a) = 0.
+
+    On the enumerated rows of a finite MDP it is what they hold. On samples it is the row's share of the
+    surrogate over the weight of its state, sum of base A / sum of weight, whose expectation is A(s, a).
+    In states without weight it is the sum over their rows: A(s, a) where enumerated, 0 where never seen.
+    """
+    base = jnp.where(jnp.isneginf(batch.log_base), 0, jnp.exp(batch.log_base))
+    zero = jnp.zeros_like(policy.logits)
+    weight = zero[:, 0].at[batch.observation].add(batch.weight)[:, None]
+    share = jnp.where(weight[batch.observation, 0] > 0, base, 1)
+    total = zero.at[batch.observation, batch.action].add(share * batch.advantage)
+    advantage = total / jnp.where(weight > 0, weight, 1)
+    probs = policy(jnp.arange(len(zero))).probs()
+    return advantage - jnp.sum(probs * advantage, axis=-1, keepdims=True)
+
+
+def tabular_natural_gradient(policy: TabularPolicy, batch: Batch) -> Float[Array, "N A"]:
+    """F^-1 g for a table of logits, in closed form: x(s, a) = A(s, a); 0 in states without weight.
+
+    F is block diagonal with blocks d(s) (diag(pi) - pi pi^T), and the gradient's part of state s is that
+    block times A(s, .), so the advantages solve F x = g (Kakade 2001, theorem 1; Agarwal et al. 2021,
+    lemma 15).
+    """
+    weight = jnp.zeros_like(policy.logits[:, 0]).at[batch.observation].add(batch.weight)
+    return jnp.where(weight[:, None] > 0, tabular_advantage(policy, batch), 0)
 
 
 class Movement(NamedTuple):

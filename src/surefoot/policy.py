@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from surefoot import config
-from surefoot.distributions import Distribution
+from surefoot.distributions import Categorical, Distribution
 from surefoot.networks import Normaliser, Perceptron, normalised, perceptron
 from surefoot.spaces import ActionMap, Encoder, Head, make_encoder, make_head
 
@@ -58,6 +58,39 @@ class NeuralPolicy(Policy):
         """The same policy with a normaliser that has also seen these observations where `real`."""
         features = self.encoder(observation, self.normaliser.mean.dtype)
         return eqx.tree_at(lambda p: p.normaliser, self, self.normaliser.observe(features, real))
+
+
+class TabularPolicy(Policy):
+    """One row of logits for each of N states: the softmax policies of a finite MDP.
+
+    An observation is a state's number. With a horizon T the rows are those of time 0, then time 1, and so
+    on: N = T*S and an observation is t*S + s. A logit of -inf is an action that is never taken; no step of
+    a rule changes it.
+    """
+
+    logits: Float[Array, "N A"]
+
+    @classmethod
+    def of(cls, probabilities: Float[Array, "... A"]) -> TabularPolicy:
+        """The policy with these action probabilities, in their floating-point type; logits are their logarithms."""
+        rows = np.asarray(probabilities)
+        rows = rows.reshape(-1, rows.shape[-1])
+        with np.errstate(divide="ignore"):
+            return cls(np.log(rows))
+
+    def __call__(self, observation: Any, mask: Bool[Array, "... K"] | None = None) -> Distribution:
+        """The action distribution in each of the given states."""
+        return Categorical(self.logits[observation], mask)
+
+    def trainable(self) -> TabularPolicy:
+        """Every logit."""
+        return TabularPolicy(True)
+
+    def probabilities(self) -> Float[Array, "N A"]:
+        """Action probabilities as NumPy float64."""
+        logits = np.asarray(self.logits, np.float64)
+        unnormalised = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        return unnormalised / unnormalised.sum(axis=-1, keepdims=True)
 
 
 class HostPolicy:

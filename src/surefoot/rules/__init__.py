@@ -3,9 +3,10 @@
 from surefoot.rules.base import Memory, Rule, UpdateReport
 from surefoot.rules.npg import NPG
 from surefoot.rules.pg import PG
+from surefoot.rules.pi import PI
 from surefoot.rules.trpo import TRPO
 
-RULES: dict[str, type[Rule]] = {rule.settings_class.name: rule for rule in (TRPO, NPG, PG)}
+RULES: dict[str, type[Rule]] = {rule.settings_class.name: rule for rule in (TRPO, NPG, PG, PI)}
 """Every rule by the name that the command line and config.json use."""
 
-__all__ = ["NPG", "PG", "RULES", "TRPO", "Memory", "Rule", "UpdateReport"]
+__all__ = ["NPG", "PG", "PI", "RULES", "TRPO", "Memory", "Rule", "UpdateReport"]

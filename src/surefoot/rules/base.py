@@ -125,7 +125,7 @@ class Rule(eqx.Module):
         """One update. A refused one returns the old policy and memory, bit for bit."""
 
 
-def numeric(default: float) -> Any:
+def numeric(default: float | None) -> Any:
     """A rule's numeric setting: an array leaf of no shape (or one value a lane under vmap)."""
     return eqx.field(default=default, converter=_as_leaf)
 
@@ -160,8 +160,22 @@ def conclude(
     finite = jnp.all(jnp.isfinite(candidate) | ~jnp.isfinite(theta)) & jnp.all(jnp.isfinite(step))
     finite &= jnp.isfinite(moved.kl) & jnp.isfinite(moved.surrogate_gain)
     accepted = proposal.acceptable & finite & (length > 0)
+    report = report_of(batch, proposal, moved, accepted=accepted, length=length, unit=unit)
+    return rebuild(jnp.where(accepted, candidate, theta)), report
+
+
+def report_of(
+    batch: Batch,
+    proposal: Proposal,
+    moved: Movement,
+    *,
+    accepted: Bool[Array, ""],
+    length: Float[Array, ""],
+    unit: Float[Array, ""],
+) -> UpdateReport:
+    """The report of a step of Euclidean `length` that was accepted or not; `moved` is the candidate's."""
     told: Movement = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), moved, unmoved(batch))
-    report = UpdateReport(
+    return UpdateReport(
         accepted=accepted,
         predicted_gain=proposal.predicted_gain * unit,
         surrogate_gain=told.surrogate_gain * unit,
@@ -179,4 +193,3 @@ def conclude(
         solver_residual=proposal.solver_residual,
         multiplier=proposal.multiplier * unit,
     )
-    return rebuild(jnp.where(accepted, candidate, theta)), report

@@ -7,14 +7,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from surefoot import config
 from surefoot.batch import Batch, standardised
 from surefoot.errors import SettingError
-from surefoot.geometry import fisher_operator, fisher_quadratic, subsample, surrogate_gradient
-from surefoot.policy import Policy
+from surefoot.geometry import (
+    fisher_operator,
+    fisher_quadratic,
+    subsample,
+    surrogate_gradient,
+    tabular_natural_gradient,
+)
+from surefoot.policy import Policy, TabularPolicy
 from surefoot.rules.base import Proposal
-from surefoot.steps import conjugate_gradients, step_to_radius
+from surefoot.steps import Solution, conjugate_gradients, step_to_radius
 
 _FEWEST_ROWS = 256
 
@@ -49,24 +56,44 @@ def measured(rule: Any, batch: Batch):
     return standardised(batch) if rule.standardise else (batch, jnp.ones_like(batch.weight[0]))
 
 
-def natural_step(rule: Any, policy: Policy, batch: Batch) -> Proposal:
-    """step = alpha x, with (F + damping I) x = g by conjugate gradients and alpha = sqrt(2 radius / x^T F x).
+def check_solver(rule: Any, policy: Policy) -> None:
+    """Refuse the closed form for a policy that is no table. Raises SettingError."""
+    if rule.solver == "tabular" and not isinstance(policy, TabularPolicy):
+        raise SettingError(
+            f"solver 'tabular' is for tabular policies of finite MDPs, but a {type(policy).__name__} came; use 'cg'"
+        )
 
-    F is taken on a subsample of the rows while solving; x^T F x on all of them and without damping, so
-    that the quadratic model of the step's KL on the batch is the radius whatever was damped or left out.
-    The multiplier of max g^T d - lambda (d^T F d / 2 - radius) at d = x/lambda is lambda = 1/alpha.
-    """
-    gradient = surrogate_gradient(policy, batch, chunk=rule.chunk)
+
+def _solution(rule: Any, policy: Policy, batch: Batch, gradient: Float[Array, " P"]) -> Solution:
+    if rule.solver == "tabular":
+        assert isinstance(policy, TabularPolicy)
+        nothing = jnp.zeros_like(batch.weight[0])
+        x = tabular_natural_gradient(policy, batch).ravel()
+        return Solution(x, nothing, jnp.asarray(0, jnp.int32), jnp.asarray(True), jnp.asarray(True))
     part = subsample(batch, rule.subsample, fewest=_FEWEST_ROWS)
-    solution = conjugate_gradients(
+    return conjugate_gradients(
         fisher_operator(policy, part, chunk=rule.chunk),
         gradient,
         damping=rule.damping,
         iterations=rule.iterations,
         tolerance=rule.tolerance,
     )
+
+
+def natural_step(rule: Any, policy: Policy, batch: Batch) -> Proposal:
+    """step = alpha x, with (F + damping I) x = g by conjugate gradients and alpha = sqrt(2 radius / x^T F x).
+
+    F is taken on a subsample of the rows while solving; x^T F x on all of them and without damping, so
+    that the quadratic model of the step's KL on the batch is the radius whatever was damped or left out.
+    A rule with an `eta` takes alpha = eta whatever the radius.
+    The multiplier of max g^T d - lambda (d^T F d / 2 - radius) at d = x/lambda is lambda = 1/alpha.
+    """
+    check_solver(rule, policy)
+    gradient = surrogate_gradient(policy, batch, chunk=rule.chunk)
+    solution = _solution(rule, policy, batch, gradient)
     quadratic = fisher_quadratic(policy, batch, solution.x, chunk=rule.chunk)
-    alpha = step_to_radius(quadratic, rule.radius)
+    eta = getattr(rule, "eta", None)
+    alpha = step_to_radius(quadratic, rule.radius) if eta is None else eta
     step = alpha * solution.x
     return Proposal(
         step=step,

@@ -11,7 +11,7 @@ from surefoot.batch import Batch
 from surefoot.geometry import movement
 from surefoot.policy import Policy, flatten
 from surefoot.rules.base import Memory, Rule, UpdateReport, choice, conclude, numeric
-from surefoot.rules.natural import check_subsample, chosen_subsample, measured, natural_step
+from surefoot.rules.natural import check_solver, check_subsample, chosen_subsample, measured, natural_step
 
 
 class NPG(Rule):
@@ -29,6 +29,8 @@ class NPG(Rule):
     settings_class: ClassVar[type[config.RuleSettings]] = config.NPG
 
     radius: Float[Array, ""] = numeric(config.NPG.radius)
+    eta: Float[Array, ""] | None = numeric(config.NPG.eta)
+    solver: str = choice(config.NPG.solver)
     damping: Float[Array, ""] = numeric(config.NPG.damping)
     iterations: int = choice(config.NPG.iterations)
     tolerance: Float[Array, ""] = numeric(config.NPG.tolerance)
@@ -43,6 +45,7 @@ class NPG(Rule):
         check_subsample(self)
 
     def init(self, policy: Policy) -> Memory:
+        check_solver(self, policy)
         return ()
 
     def update(

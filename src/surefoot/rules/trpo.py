@@ -11,7 +11,7 @@ from surefoot.batch import Batch
 from surefoot.geometry import movement
 from surefoot.policy import Policy, flatten
 from surefoot.rules.base import Memory, Rule, UpdateReport, choice, conclude, numeric
-from surefoot.rules.natural import check_subsample, chosen_subsample, measured, natural_step
+from surefoot.rules.natural import check_solver, check_subsample, chosen_subsample, measured, natural_step
 from surefoot.steps import backtrack
 
 
@@ -31,6 +31,7 @@ class TRPO(Rule):
     settings_class: ClassVar[type[config.RuleSettings]] = config.TRPO
 
     radius: Float[Array, ""] = numeric(config.TRPO.radius)
+    solver: str = choice(config.TRPO.solver)
     damping: Float[Array, ""] = numeric(config.TRPO.damping)
     iterations: int = choice(config.TRPO.iterations)
     tolerance: Float[Array, ""] = numeric(config.TRPO.tolerance)
@@ -48,6 +49,7 @@ class TRPO(Rule):
         check_subsample(self)
 
     def init(self, policy: Policy) -> Memory:
+        check_solver(self, policy)
         return ()
 
     def update(
