@@ -15,7 +15,7 @@ from surefoot import config
 ROOT = Path(surefoot.__file__).parent
 DOCS = ROOT.parents[1] / "docs"
 ORDER = [
-    ["_version", "errors", "compilation", "arrays"],
+    ["_version", "errors", "compilation", "arrays", "divergences"],
     ["config"],
     ["distributions", "steps"],
     ["spaces"],
@@ -24,8 +24,11 @@ ORDER = [
     ["critic"],
     ["batch"],
     ["advantage", "geometry"],
-    ["rules"],
+    ["rules", "bounds"],
     ["sources"],
+    ["tabular"],
+    ["certificate"],
+    ["improvement"],
     ["record"],
     ["agent"],
     ["evaluation"],
@@ -33,6 +36,7 @@ ORDER = [
     ["report"],
     ["progress"],
     ["training"],
+    ["lecture"],
     ["cli"],
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}

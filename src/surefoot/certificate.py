@@ -101,8 +101,8 @@ def certify(old: PolicyLike, new: PolicyLike, evidence: MDP) -> Certificate:
         raise ModelError(f"evidence must be a surefoot.tabular.MDP, but {type(evidence).__name__} came")
     mdp = evidence
     before, after = evaluate(mdp, mdp.probabilities(old, "old")), evaluate(mdp, mdp.probabilities(new, "new"))
-    expected = np.sum(after.probabilities * before.advantage, axis=-1)
-    # At least the first T laws of a horizon are needed; the list goes one further.
+    # sum_a pi A = 0, so nothing but rounding is subtracted: a policy that stays promises exactly 0.
+    expected = np.sum((after.probabilities - before.probabilities) * before.advantage, axis=-1)
     shift = state_shift(mdp, before.probabilities, after.probabilities)
     gain = after.expected_return - before.expected_return
     surrogate_gain = mdp.effective_horizon * float(np.sum(before.visitation * expected))
@@ -171,9 +171,7 @@ def _to_horizon(mdp: MDP, before: Evaluation, after: Evaluation, expected: Array
     )
 
 
-def _intervals(
-    mdp: MDP, quantities: Discounted | ToHorizon, surrogate_gain: float, gain: float
-) -> dict[str, Interval]:
+def _intervals(mdp: MDP, quantities: Discounted | ToHorizon, surrogate_gain: float, gain: float) -> dict[str, Interval]:
     intervals = {}
     for bound in CATALOGUE:
         valid = bound.valid(quantities)

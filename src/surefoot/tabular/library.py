@@ -88,7 +88,13 @@ def grid(width: int = 8, height: int | None = None, slip: float = 0.2, discount:
 
 
 def garnet(
-    states: int = 8, actions: int = 3, branching: int = 3, discount: float = 0.9, seed: int = 0, *, dense: bool | None = None
+    states: int = 8,
+    actions: int = 3,
+    branching: int = 3,
+    discount: float = 0.9,
+    seed: int = 0,
+    *,
+    dense: bool | None = None,
 ) -> MDP:
     """A random MDP (Archibald, McKinnon & Thomas 1995): each state and action has `branching` successors.
 

@@ -87,10 +87,9 @@ class MDP:
         """
         if not sparse.issparse(self.matrix):
             return np.einsum("sa,sat->st", probabilities, self.matrix.reshape(self.states, self.actions, -1))
-        columns = np.arange(self.states * self.actions)
-        ends = np.arange(0, columns.size + 1, self.actions)
-        choice = sparse.csr_array((probabilities.ravel(), columns, ends), shape=(self.states, columns.size))
-        choice.eliminate_zeros()
+        taken = np.asarray(probabilities) > 0
+        ends = np.concatenate([[0], np.cumsum(taken.sum(axis=1))])
+        choice = sparse.csr_array((probabilities[taken], np.flatnonzero(taken), ends), shape=(self.states, taken.size))
         return choice @ self.matrix
 
     def with_discount(self, discount: float) -> MDP:

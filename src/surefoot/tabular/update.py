@@ -12,7 +12,10 @@ import numpy as np
 from surefoot.batch import Batch
 from surefoot.distributions import Categorical
 from surefoot.policy import TabularPolicy
+from surefoot.tabular.evaluation import Evaluation
 from surefoot.tabular.model import MDP, PolicyLike
+
+Array = np.ndarray
 
 
 def tabular_policy(policy: PolicyLike) -> TabularPolicy:
@@ -27,7 +30,8 @@ def exact_batch(mdp: MDP, policy: PolicyLike) -> Batch:
     actions sum_s d(s) sum_a pi'(a|s) A(s, a), with nothing divided by pi. Its weight is d(s)/A: an average
     over rows is the average over states under d. With a horizon d is the law of time and state,
     proportional to g^t p_t(s). Gains on the batch are those of one step; times
-    `mdp.effective_horizon` they are those of the return.
+    `mdp.effective_horizon` they are those of the return. Advantages below the rounding of the values they
+    are differences of (1e-13 of the largest) are 0, so that no rule steps along noise.
 
     Raises ModelError for a policy that does not fit.
     """
@@ -42,11 +46,16 @@ def exact_batch(mdp: MDP, policy: PolicyLike) -> Batch:
         observation=state,
         mask=None,
         action=action,
-        advantage=account.advantage.ravel(),
+        advantage=_above_rounding(account).ravel(),
         old=Categorical(np.asarray(policy.logits, np.float64)[state]),
         weight=base / mdp.actions,
         log_base=log_base,
     )
+
+
+def _above_rounding(account: Evaluation) -> Array:
+    rounding = 1e-13 * np.max(np.abs(account.action_value))
+    return np.where(np.abs(account.advantage) > rounding, account.advantage, 0)
 
 
 @eqx.filter_jit

@@ -1,0 +1,67 @@
+"""The command: `surefoot train`, `evaluate`, `exact`, `certify`, `lecture`; one file each.
+
+Options, their help and their legal ranges come from `surefoot.config`; nothing slow is imported before an
+option was understood. Whatever the user got wrong is one line on standard error and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import warnings
+from typing import Any, NoReturn
+
+from surefoot import config
+from surefoot._version import __version__
+from surefoot.cli import certify, evaluate, exact, lecture, train
+from surefoot.cli.options import EXAMPLE, Parser
+from surefoot.errors import SurefootError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = Parser(
+        prog="surefoot",
+        description="Policy optimisation that knows how far it may step.",
+        epilog=f"Start with: {EXAMPLE}",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"surefoot {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command_name")
+    for command in (train, evaluate, exact, certify, lecture):
+        command.add(commands)
+    return parser
+
+
+def _silence_dependencies() -> None:
+    """What Gymnasium warns of is its own to mend, and what its workers log stands in our one line."""
+    import gymnasium
+
+    gymnasium.logger.min_level = gymnasium.logger.ERROR + 1
+    warnings.filterwarnings("ignore", module="gymnasium")
+
+
+def _terminate(*_: Any) -> NoReturn:
+    raise SystemExit(143)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    try:
+        arguments = build_parser().parse_args(argv)
+    except SystemExit as done:
+        return int(done.code or 0)
+    signal.signal(signal.SIGTERM, _terminate)
+    _silence_dependencies()
+    try:
+        result = arguments.command(arguments)
+    except SurefootError as error:
+        print(f"surefoot: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("surefoot: stopped; what was recorded until then is in the run's folder", file=sys.stderr)
+        return 130
+    if arguments.json:
+        print(config.dumps(result))
+    return 0

@@ -1,0 +1,122 @@
+"""What every command's parser is made of: one-line errors, and options made from settings."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import typing
+from typing import Any, NoReturn
+
+from surefoot import config
+from surefoot.errors import SettingError, did_you_mean
+
+EXAMPLE = "surefoot train CartPole-v1"
+
+
+class Parser(argparse.ArgumentParser):
+    """Final: says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line on standard error and exit with 2."""
+        prefix = "unrecognized arguments: "
+        if message.startswith(prefix):
+            unknown = message.removeprefix(prefix).split()[0].split("=")[0]
+            message = f"{unknown} is no option{did_you_mean(unknown, self._all_options())}"
+        elif message.startswith("the following arguments are required: "):
+            missing = message.removeprefix("the following arguments are required: ")
+            message = f"{missing} is missing; {_hint(missing)}"
+        print(f"surefoot: {' '.join(message.split())}", file=sys.stderr)
+        raise SystemExit(2)
+
+    def _all_options(self) -> list[str]:
+        parsers = [self]
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                parsers += action.choices.values()
+        return [option for parser in parsers for option in parser._option_string_actions]
+
+
+def _hint(missing: str) -> str:
+    return {
+        "ENV": f"type for example `{EXAMPLE}`",
+        "RUN": "name a run's folder, as `surefoot train` prints it",
+        "COMMAND": f"type for example `{EXAMPLE}`, or `surefoot --help`",
+    }.get(missing, "see --help")
+
+
+def whole(text: str) -> int:
+    """A whole number as people write it: 1000, 1e6."""
+    try:
+        value = float(text)
+        exact = int(value) if "e" in text.lower() or "." in text else int(text)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"a whole number is wanted, but {text!r} came") from None
+    if exact != value:
+        raise argparse.ArgumentTypeError(f"a whole number is wanted, but {text!r} came")
+    return exact
+
+
+def number(text: str) -> float:
+    """Any number, inf and nan too: the settings say what is legal."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a number is wanted, but {text!r} came") from None
+
+
+def add_setting(
+    group: Any, option: str, destination: str, owner: type, item: dataclasses.Field, note: str = ""
+) -> None:
+    """One command-line option for one setting; absent from the result unless given."""
+    kind = typing.get_type_hints(owner)[item.name]
+    limits = item.metadata.get("limits", {})
+    default = " ".join(map(str, item.default)) if isinstance(item.default, tuple) else item.default
+    text = f"{item.metadata['help']} (default {default}{note})".replace("%", "%%")
+    if limits:
+        text = f"{text} [{config.legal_range(limits)}]"
+    options = [o for o in typing.get_args(kind) if o is not type(None)]
+    common = {"dest": destination, "default": argparse.SUPPRESS, "help": text}
+    if typing.get_origin(kind) is typing.Literal:
+        group.add_argument(option, choices=options, **common)
+    elif kind is bool:
+        group.add_argument(option, action=argparse.BooleanOptionalAction, **common)
+    elif typing.get_origin(kind) is tuple:
+        group.add_argument(option, type=whole, nargs="+", metavar="N", **common)
+    else:
+        is_whole = kind is int or int in options
+        group.add_argument(option, type=whole if is_whole else number, metavar="N" if is_whole else "X", **common)
+
+
+def add_rule_options(parser: Any, names: list[str]) -> None:
+    """`--rule`, `--radius` and every rule's own `--rule.NAME`, for the rules of these names."""
+    rules = parser.add_argument_group("rule", "Each option says which rules have it; another rule refuses it.")
+    rules.add_argument("--rule", choices=names, default=names[0], help=f"how to improve the policy ({names[0]})")
+    known = {name: config.RULES[name] for name in names}
+    seen: dict[str, list[str]] = {}
+    for rule_name, settings in known.items():
+        for item in dataclasses.fields(settings):
+            seen.setdefault(item.name, []).append(rule_name)
+    for name, having in seen.items():
+        owner = config.RULES[having[0]]
+        item = config.field_of(owner, name)
+        defaults = {rule: config.field_of(config.RULES[rule], name).default for rule in having}
+        note = "".join(f", {rule} {value}" for rule, value in defaults.items() if value != item.default)
+        option = "--radius" if name == "radius" else f"--rule.{name}"
+        add_setting(rules, option, f"rule.{name}", owner, item, f"{note}; {', '.join(having)}")
+
+
+def rule_settings(arguments: argparse.Namespace, **defaults: Any) -> config.RuleSettings:
+    """The chosen rule's settings; `defaults` stand where the command line says nothing and the rule has them.
+
+    Raises SettingError for an option that the rule lacks, and for an illegal value.
+    """
+    given = {name.removeprefix("rule."): value for name, value in vars(arguments).items() if name.startswith("rule.")}
+    rule_class = config.RULES[arguments.rule]
+    known = [item.name for item in dataclasses.fields(rule_class)]
+    for name in given:
+        if name not in known:
+            options = ", ".join("--radius" if n == "radius" else f"--rule.{n}" for n in known) or "none"
+            shown = "--radius" if name == "radius" else f"--rule.{name}"
+            raise SettingError(f"{shown} is no option of the rule {arguments.rule}; it has {options}")
+    return rule_class(**{name: value for name, value in defaults.items() if name in known} | given)

@@ -1,0 +1,117 @@
+"""Finite MDPs and policies in files: .npz, .json and .npy, none of which can hold code."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sparse
+
+from surefoot.errors import ModelError, did_you_mean
+from surefoot.tabular.model import MDP
+
+_PARTS = ("data", "indices", "indptr", "shape")
+_SPARSE = [f"transition_{part}" for part in _PARTS]
+_REQUIRED = ["reward", "discount", "start"]
+_KNOWN = ["transition", *_SPARSE, *_REQUIRED, "horizon"]
+
+
+def read_mdp(file: str | os.PathLike) -> MDP:
+    """The MDP of a .npz or .json file.
+
+    Both hold `transition` [S, A, S], `reward` [S, A] or [S, A, S], `discount`, `start` ([S] or one state)
+    and, if finite, `horizon`. Instead of `transition` an .npz may hold the CSR matrix [S*A, S], row s*A + a,
+    as `transition_data`, `transition_indices`, `transition_indptr` and `transition_shape`.
+
+    Raises ModelError for a file that is missing, of another kind, or no MDP. Nothing in it is ever run.
+    """
+    path = Path(file)
+    if path.suffix == ".npz":
+        held = _read_npz(path)
+    elif path.suffix == ".json":
+        held = _read_json(path)
+    else:
+        raise ModelError(f"{path} must be a .npz or .json file")
+    return _mdp(path, held)
+
+
+def save_mdp(mdp: MDP, file: str | os.PathLike) -> None:
+    """Write a .npz file that `read_mdp` reads back to the same bits. Raises ModelError for another suffix."""
+    path = Path(file)
+    if path.suffix != ".npz":
+        raise ModelError(f"{path} must end in .npz")
+    held: dict[str, Any] = {"reward": mdp.reward, "discount": mdp.discount, "start": mdp.start}
+    if sparse.issparse(mdp.matrix):
+        held |= {f"transition_{part}": getattr(mdp.matrix, part) for part in _PARTS}
+    else:
+        held["transition"] = mdp.matrix.reshape(mdp.states, mdp.actions, mdp.states)
+    if mdp.horizon is not None:
+        held["horizon"] = mdp.horizon
+    np.savez_compressed(path, **held)
+
+
+def read_policy(file: str | os.PathLike, mdp: MDP, name: str = "policy") -> np.ndarray:
+    """Action probabilities from a .npy file, [S, A] or [T, S, A], checked against `mdp`. Raises ModelError."""
+    path = Path(file)
+    try:
+        with open(path, "rb") as opened:
+            array = np.lib.format.read_array(opened, allow_pickle=False)
+    except OSError as error:
+        raise ModelError(f"{name}: {path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, EOFError, MemoryError) as error:
+        raise ModelError(f"{name}: {path} is no .npy array of numbers") from error
+    return mdp.probabilities(array, f"{name} ({path})")
+
+
+def _read_npz(path: Path) -> dict[str, Any]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ModelError(f"{path} is no .npz archive")
+            return {name: archive[name] for name in archive.files}
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, EOFError, zipfile.BadZipFile, MemoryError) as error:
+        raise ModelError(f"{path} is no .npz archive of plain arrays") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        held = json.loads(path.read_text())
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is no JSON: {error}") from error
+    if not isinstance(held, dict):
+        raise ModelError(f"{path} must hold a JSON object with {', '.join(['transition', *_REQUIRED])}")
+    return held
+
+
+def _mdp(path: Path, held: dict[str, Any]) -> MDP:
+    for name in held:
+        if name not in _KNOWN:
+            raise ModelError(f"{path} holds {name!r}, which is no part of an MDP{did_you_mean(name, _KNOWN)}")
+    is_sparse = "transition" not in held and any(name in held for name in _SPARSE)
+    for name in [*(_SPARSE if is_sparse else ["transition"]), *_REQUIRED]:
+        if name not in held:
+            raise ModelError(f"{path} has no {name!r}")
+    transition = held["transition"] if not is_sparse else _csr(path, held)
+    # JSON's null stands for no horizon.
+    try:
+        return MDP(transition, held["reward"], held["discount"], held["start"], held.get("horizon"))
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+
+
+def _csr(path: Path, held: dict[str, Any]) -> sparse.csr_array:
+    data, indices, indptr, shape = (held[name] for name in _SPARSE)
+    try:
+        matrix = sparse.csr_array((data, indices, indptr), shape=tuple(map(int, shape)))
+        matrix.check_format(full_check=True)
+    except (ValueError, TypeError, IndexError, OverflowError) as error:
+        raise ModelError(f"{path}: transition is no CSR matrix: {error}") from error
+    return matrix
