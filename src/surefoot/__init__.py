@@ -4,6 +4,10 @@
     run = sf.train("CartPole-v1", rule=sf.TRPO(radius=0.01), steps=100_000, seed=0)
     agent = sf.load(run.path)
 
+    mdp = sf.tabular.load("FrozenLake-v1")
+    for step in sf.improve(mdp, sf.exact_rule("npg"), updates=10):
+        print(step.certificate.gain, step.certificate.best_bound)
+
 Names are imported when first used, so that importing surefoot costs nothing.
 """
 
@@ -15,60 +19,84 @@ from typing import TYPE_CHECKING, Any
 from surefoot._version import __version__
 
 if TYPE_CHECKING:
+    from surefoot import bounds, tabular
     from surefoot.agent import Agent, load
+    from surefoot.certificate import Certificate, certify
     from surefoot.errors import (
         EnvironmentFault,
         EnvironmentNotFound,
+        ModelError,
         RunError,
         SettingError,
         SurefootError,
         UnsupportedSpace,
     )
     from surefoot.evaluation import evaluate
-    from surefoot.rules import NPG, PG, TRPO, Rule, UpdateReport
+    from surefoot.improvement import exact_rule, improve
+    from surefoot.policy import TabularPolicy
+    from surefoot.rules import NPG, PG, PI, TRPO, Rule, UpdateReport
     from surefoot.training import Run, train
 
 _WHERE = {
     "Agent": "agent",
     "load": "agent",
+    "Certificate": "certificate",
+    "certify": "certificate",
     "EnvironmentFault": "errors",
     "EnvironmentNotFound": "errors",
+    "ModelError": "errors",
     "RunError": "errors",
     "SettingError": "errors",
     "SurefootError": "errors",
     "UnsupportedSpace": "errors",
     "evaluate": "evaluation",
+    "exact_rule": "improvement",
+    "improve": "improvement",
+    "TabularPolicy": "policy",
     "NPG": "rules",
     "PG": "rules",
+    "PI": "rules",
     "TRPO": "rules",
     "Rule": "rules",
     "UpdateReport": "rules",
     "Run": "training",
     "train": "training",
 }
+_MODULES = ("bounds", "tabular")
 
 __all__ = [
     "NPG",
     "PG",
+    "PI",
     "TRPO",
     "Agent",
+    "Certificate",
     "EnvironmentFault",
     "EnvironmentNotFound",
+    "ModelError",
     "Rule",
     "Run",
     "RunError",
     "SettingError",
     "SurefootError",
+    "TabularPolicy",
     "UnsupportedSpace",
     "UpdateReport",
     "__version__",
+    "bounds",
+    "certify",
     "evaluate",
+    "exact_rule",
+    "improve",
     "load",
+    "tabular",
     "train",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"surefoot.{name}")
     if name not in _WHERE:
         raise AttributeError(f"module 'surefoot' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"surefoot.{_WHERE[name]}"), name)

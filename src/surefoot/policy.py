@@ -71,20 +71,24 @@ class TabularPolicy(Policy):
     logits: Float[Array, "N A"]
 
     @classmethod
-    def of(cls, probabilities: Float[Array, "... A"]) -> TabularPolicy:
-        """The policy with these action probabilities, in their floating-point type; logits are their logarithms."""
-        rows = np.asarray(probabilities)
-        rows = rows.reshape(-1, rows.shape[-1])
-        with np.errstate(divide="ignore"):
-            return cls(np.log(rows))
+    def of(cls, probabilities: Any) -> TabularPolicy:
+        """The policy with these action probabilities [..., A], in their floating-point type, as NumPy.
 
-    def __call__(self, observation: Any, mask: Bool[Array, "... K"] | None = None) -> Distribution:
+        Logits are their logarithms.
+        """
+        rows = np.asarray(probabilities)
+        with np.errstate(divide="ignore"):
+            logits: Any = np.log(rows.reshape(-1, rows.shape[-1]))
+        return cls(logits)
+
+    def __call__(self, observation: Any, mask: Bool[Array, "... K"] | None = None) -> Categorical:
         """The action distribution in each of the given states."""
         return Categorical(self.logits[observation], mask)
 
     def trainable(self) -> TabularPolicy:
         """Every logit."""
-        return TabularPolicy(True)
+        every: Any = True
+        return TabularPolicy(every)
 
     def probabilities(self) -> Float[Array, "N A"]:
         """Action probabilities as NumPy float64."""

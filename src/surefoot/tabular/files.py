@@ -48,7 +48,7 @@ def save_mdp(mdp: MDP, file: str | os.PathLike) -> None:
     if sparse.issparse(mdp.matrix):
         held |= {f"transition_{part}": getattr(mdp.matrix, part) for part in _PARTS}
     else:
-        held["transition"] = mdp.matrix.reshape(mdp.states, mdp.actions, mdp.states)
+        held["transition"] = mdp.transition
     if mdp.horizon is not None:
         held["horizon"] = mdp.horizon
     np.savez_compressed(path, **held)

@@ -76,6 +76,13 @@ class MDP:
         """max(1, max|r| times the effective horizon): what tolerances are relative to."""
         return max(1.0, float(np.max(np.abs(self.reward))) * self.effective_horizon)
 
+    @property
+    def transition(self) -> Any:
+        """Transition probabilities [S, A, S], or `matrix` itself where that is sparse."""
+        if sparse.issparse(self.matrix):
+            return self.matrix
+        return self.matrix.reshape(self.states, self.actions, self.states)
+
     def expected_next(self, value: Float[Array, " S"]) -> Float[Array, "S A"]:
         """(P f)(s, a), the expectation of `value` over the successors of each state and action."""
         return (self.matrix @ value).reshape(self.states, self.actions)
@@ -86,7 +93,7 @@ class MDP:
         `probabilities` need not sum to 1, so that it also serves the overlap of two policies.
         """
         if not sparse.issparse(self.matrix):
-            return np.einsum("sa,sat->st", probabilities, self.matrix.reshape(self.states, self.actions, -1))
+            return np.einsum("sa,sat->st", probabilities, self.transition)
         taken = np.asarray(probabilities) > 0
         ends = np.concatenate([[0], np.cumsum(taken.sum(axis=1))])
         choice = sparse.csr_array((probabilities[taken], np.flatnonzero(taken), ends), shape=(self.states, taken.size))
@@ -94,11 +101,11 @@ class MDP:
 
     def with_discount(self, discount: float) -> MDP:
         """The same model with another discount factor."""
-        return MDP(self.matrix, self.reward, discount, self.start, self.horizon)
+        return MDP(self.transition, self.reward, discount, self.start, self.horizon)
 
     def with_horizon(self, horizon: int | None) -> MDP:
         """The same model with another horizon."""
-        return MDP(self.matrix, self.reward, self.discount, self.start, horizon)
+        return MDP(self.transition, self.reward, self.discount, self.start, horizon)
 
     @property
     def policy_shape(self) -> tuple[int, ...]:
@@ -112,7 +119,7 @@ class MDP:
         With a horizon, a policy [S, A] is used at every time. Raises ModelError, naming state and action.
         """
         if isinstance(policy, TabularPolicy):
-            policy = policy.probabilities().reshape(self.policy_shape)
+            return _checked_policy(policy.probabilities().reshape(self.policy_shape), self, name)
         return _checked_policy(policy, self, name)
 
     def uniform(self) -> Float[Array, "... S A"]:

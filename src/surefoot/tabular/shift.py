@@ -113,4 +113,5 @@ def sample_coupled(
     """`count` pairs (x, y) from the maximal coupling: x ~ p, y ~ q, equal with probability 1 - TV(p, q)."""
     joint = maximal_coupling(p, q)
     drawn = rng.choice(joint.size, size=count, p=joint.ravel() / joint.sum())
-    return np.unravel_index(drawn, joint.shape)
+    x, y = np.unravel_index(drawn, joint.shape)
+    return x, y

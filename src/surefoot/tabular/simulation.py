@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import numpy as np
 import scipy.sparse as sparse
 from jaxtyping import Float, Int
@@ -23,15 +24,13 @@ def sample_batch(mdp: MDP, policy: PolicyLike, count: int, rng: np.random.Genera
     Each state is where an own episode stands that at every step goes on with probability g: its law is the
     discounted visitation d, so the batch estimates what `exact_batch` enumerates. For MDPs without horizon.
     """
-    import jax
-
     state = visited_states(mdp, policy, count, rng)
     account = evaluate(mdp, policy)
-    action = _draw(account.probabilities[state], rng)
-    policy = tabular_policy(policy)
+    action: Any = _draw(account.probabilities[state], rng)
+    table = tabular_policy(policy)
     with jax.enable_x64(True):
-        old = policy(state)
-        return sampled_batch(state, None, action, account.advantage[state, action], old, np.ones(count))
+        old, weight = table(state), jax.numpy.ones(count)
+        return sampled_batch(state, None, action, jax.numpy.asarray(account.advantage)[state, action], old, weight)
 
 
 def visited_states(mdp: MDP, policy: PolicyLike, count: int, rng: np.random.Generator) -> Int[Array, " count"]:

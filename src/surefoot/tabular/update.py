@@ -15,8 +15,6 @@ from surefoot.policy import TabularPolicy
 from surefoot.tabular.evaluation import Evaluation
 from surefoot.tabular.model import MDP, PolicyLike
 
-Array = np.ndarray
-
 
 def tabular_policy(policy: PolicyLike) -> TabularPolicy:
     """`policy` as one that rules can move; probabilities [..., A] become logits."""
@@ -37,25 +35,26 @@ def exact_batch(mdp: MDP, policy: PolicyLike) -> Batch:
     """
     policy = tabular_policy(policy)
     account = mdp.evaluate(policy)
-    state = np.repeat(np.arange(account.visitation.size), mdp.actions)
-    action = np.tile(np.arange(mdp.actions), account.visitation.size)
-    base = account.visitation.ravel()[state]
+    logits: Any = np.asarray(policy.logits, np.float64)
+    state: Any = np.repeat(np.arange(account.visitation.size), mdp.actions)
+    action: Any = np.tile(np.arange(mdp.actions), account.visitation.size)
+    base: Any = account.visitation.ravel()[state]
     with np.errstate(divide="ignore"):
-        log_base = np.log(base)
+        log_base: Any = np.log(base)
     return Batch(
         observation=state,
         mask=None,
         action=action,
-        advantage=_above_rounding(account).ravel(),
-        old=Categorical(np.asarray(policy.logits, np.float64)[state]),
+        advantage=_above_rounding(account),
+        old=Categorical(logits[state]),
         weight=base / mdp.actions,
         log_base=log_base,
     )
 
 
-def _above_rounding(account: Evaluation) -> Array:
+def _above_rounding(account: Evaluation) -> Any:
     rounding = 1e-13 * np.max(np.abs(account.action_value))
-    return np.where(np.abs(account.advantage) > rounding, account.advantage, 0)
+    return np.where(np.abs(account.advantage) > rounding, account.advantage, 0).ravel()
 
 
 @eqx.filter_jit
