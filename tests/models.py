@@ -24,9 +24,9 @@ def mixed(old, new, share):
     return (1 - share) * old + share * new
 
 
-def random_model(rng, horizon=None, largest_states=12, discounts=DISCOUNTS):
+def random_model(rng, horizon=None, largest_states=12, fewest_actions=1, discounts=DISCOUNTS):
     """Up to 12 states and 4 actions; deterministic or branching, ends, signed or nonnegative rewards."""
-    states, actions = rng.integers(1, largest_states + 1), rng.integers(1, 5)
+    states, actions = rng.integers(1, largest_states + 1), rng.integers(fewest_actions, 5)
     branching = rng.integers(1, states + 1)
     transition = np.zeros((states, actions, states))
     for s in range(states):
@@ -44,8 +44,11 @@ def random_model(rng, horizon=None, largest_states=12, discounts=DISCOUNTS):
     return MDP(transition, reward, rng.choice([*discounts, 1.0]), start, horizon=horizon)
 
 
+HORIZONS = st.none() | st.integers(1, 6)
+
+
 @st.composite
-def problems(draw, horizon=st.none() | st.integers(1, 6)):
+def problems(draw, horizon=HORIZONS):
     """(MDP, old policy, new policy), the new one anywhere from near the old to unrelated."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     mdp = random_model(rng, draw(horizon))

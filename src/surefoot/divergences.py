@@ -26,8 +26,9 @@ def kl(p: Float[Array, "... K"], q: Float[Array, "... K"]) -> Float[Array, ...]:
     p, q = np.broadcast_arrays(np.asarray(p, np.float64), np.asarray(q, np.float64))
     both = (p > 0) & (q > 0)
     u = np.log(np.where(both, p, 1)) - np.log(np.where(both, q, 1))
-    term = np.where(both, p * np.maximum(u + np.expm1(-u), 0), np.where(p > 0, np.inf, q))
-    return np.sum(term, axis=-1)
+    # Far below 0 the exponential would overflow, and there is nothing to cancel.
+    excess = np.where(u > -1, p * np.maximum(u + np.expm1(-np.maximum(u, -1)), 0), p * (u - 1) + q)
+    return np.sum(np.where(both, excess, np.where(p > 0, np.inf, q)), axis=-1)
 
 
 def pinsker(kl: Float[Array, ...] | float) -> Float[Array, ...]:

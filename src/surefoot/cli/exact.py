@@ -64,10 +64,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         if hasattr(arguments, "rule.radius"):
             raise SettingError("--eta stands in place of --radius, but both came; leave one out")
 
+    from surefoot.compilation import keep_compiled_programs
     from surefoot.improvement import EXACT_DEFAULTS, improve
     from surefoot.record import new_run_folder
     from surefoot.tabular.toy_text import load
 
+    keep_compiled_programs()
     settings = dict(EXACT_DEFAULTS)
     if arguments.eta is not None:
         settings["eta"] = config.check(config.NPG, "eta", arguments.eta)
@@ -137,6 +139,7 @@ class _Account:
         }
         self._quiet, self._updates = quiet, updates
         self._every = -(-updates // _LINES)
+        self._ended = False
 
     def start(self, mdp: Any, initial_return: float) -> None:
         """Told before the first update."""
@@ -159,9 +162,10 @@ class _Account:
         self.result["surrogate_gain"].append(certificate.surrogate_gain)
         self.result["best_bound"].append(certificate.best_bound)
         done = len(self.result["kl"])
-        if self._quiet or (done % self._every and done < self._updates):
+        if self._quiet or self._ended or (step.report.accepted and done % self._every and done < self._updates):
             return
-        note = "  refused" if not step.report.accepted else "  proven" if certificate.proves_improvement else ""
+        self._ended = not step.report.accepted
+        note = "  refused, as all that follow" if self._ended else "  proven" if certificate.proves_improvement else ""
         note = note or ("  vacuous" if certificate.vacuous else "")
         print(
             f"{done:>6} {certificate.new_return:>12.6g} {certificate.gain:>11.4g} {certificate.surrogate_gain:>11.4g} "
