@@ -57,7 +57,7 @@ def _gains(axes: Any, update: np.ndarray, result: dict[str, Any]) -> None:
     axes.axhline(0, color="black", linewidth=0.6)
     largest = np.max(np.abs([*result["surrogate_gain"], *result["gain"]]), initial=0)
     # A vacuous bound lies orders of magnitude below: the scale is linear where the gains are.
-    axes.set_yscale("symlog", linthresh=max(largest, 1e-12))
+    axes.set_yscale("symlog", linthresh=10 ** np.ceil(np.log10(max(largest, 1e-12))), linscale=2)
     axes.set(ylabel="change of return")
 
 
