@@ -405,6 +405,7 @@ def _check_movement(told, rows, *, ratio, kl, reverse_kl, tv, entropy):
         kl=weight @ kl,
         reverse_kl=weight @ reverse_kl,
         max_kl=kl[seen].max(),
+        max_reverse_kl=reverse_kl[seen].max(),
         tv=weight @ tv,
         max_tv=tv[seen].max(),
         entropy=weight @ entropy,

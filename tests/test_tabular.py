@@ -1,15 +1,16 @@
 """The exact engine's model, evaluation and files, against naive loops, known answers and real environments."""
 
 import json
+import types
 
 import gymnasium
 import numpy as np
 import pytest
 import scipy.sparse as sparse
 from hypothesis import given
-from models import DISCOUNTS, problems, random_model, random_policy, rollout_law, summed_return
 
 import surefoot as sf
+from models import DISCOUNTS, problems, random_model, random_policy, rollout_law, summed_return
 from surefoot.errors import EnvironmentNotFound, ModelError
 from surefoot.tabular import MDP, TabularPolicy, evaluate, library, state_laws
 from surefoot.tabular.toy_text import TOY_TEXT, from_gymnasium, load
@@ -171,7 +172,12 @@ def test_a_saved_model_comes_back_bit_for_bit(kind, horizon, rng, tmp_path):
 
 def test_a_small_model_can_be_written_by_hand_as_json(tmp_path):
     file = tmp_path / "mdp.json"
-    held = {"transition": [[[1, 0], [0, 1]], [[0, 1], [0, 1]]], "reward": [[0, 1], [0, -1]], "discount": 0.9, "start": 0}
+    held = {
+        "transition": [[[1, 0], [0, 1]], [[0, 1], [0, 1]]],
+        "reward": [[0, 1], [0, -1]],
+        "discount": 0.9,
+        "start": 0,
+    }
     file.write_text(json.dumps(held))
     mdp, known = load(str(file)), library.equality()
     np.testing.assert_array_equal(mdp.matrix, known.matrix)
@@ -209,10 +215,10 @@ class Trap:
 def test_nothing_in_a_file_is_ever_run(tmp_path):
     trap = np.array([Trap()], dtype=object)
     np.savez(tmp_path / "mdp.npz", transition=trap, reward=trap, discount=0.5, start=0)
-    with pytest.raises(ModelError, match="no .npz archive of plain arrays"):
+    with pytest.raises(ModelError, match="archive of plain arrays"):
         load(str(tmp_path / "mdp.npz"))
     np.save(tmp_path / "policy.npy", trap, allow_pickle=True)
-    with pytest.raises(ModelError, match=r"no .npy array of numbers"):
+    with pytest.raises(ModelError, match="array of numbers"):
         sf.tabular.read_policy(tmp_path / "policy.npy", library.equality())
 
 
@@ -252,7 +258,8 @@ def test_toy_text_agrees_with_playing_the_real_environment(name, seed):
 
 
 @pytest.mark.parametrize(
-    ("name", "optimal"), [("FrozenLake-v1", 0.74), ("FrozenLake8x8-v1", 0.8), ("CliffWalking-v1", -13), ("Taxi-v4", 7.9)]
+    ("name", "optimal"),
+    [("FrozenLake-v1", 0.74), ("FrozenLake8x8-v1", 0.8), ("CliffWalking-v1", -13), ("Taxi-v4", 7.9)],
 )
 def test_the_best_policy_of_toy_text_is_as_good_as_is_known(name, optimal):
     """Undiscounted over the environment's own time limit: 13 steps along the cliff, 7.9 in Taxi, 74% on the ice."""
@@ -262,15 +269,13 @@ def test_the_best_policy_of_toy_text_is_as_good_as_is_known(name, optimal):
 
 
 def test_an_end_that_can_be_met_without_ending_becomes_a_state_of_its_own():
-    class Env:
-        P = {0: {0: [(1.0, 1, 5.0, True)], 1: [(1.0, 1, 1.0, False)]}, 1: {0: [(1.0, 0, 0.0, False)], 1: [(1.0, 1, 2.0, False)]}}
-        initial_state_distrib = [1.0, 0.0]
-
-        @property
-        def unwrapped(self):
-            return self
-
-    mdp = from_gymnasium(Env(), discount=0.5)
+    table = {
+        0: {0: [(1.0, 1, 5.0, True)], 1: [(1.0, 1, 1.0, False)]},
+        1: {0: [(1.0, 0, 0.0, False)], 1: [(1.0, 1, 2.0, False)]},
+    }
+    environment = types.SimpleNamespace(P=table, initial_state_distrib=[1.0, 0.0])
+    environment.unwrapped = environment
+    mdp = from_gymnasium(environment, discount=0.5)
     assert mdp.states == 3
     np.testing.assert_allclose(mdp.evaluate(np.array([[1, 0], [0, 1], [1, 0]])).value, [5, 4, 0])
     np.testing.assert_allclose(mdp.evaluate(np.array([[0, 1], [0, 1], [1, 0]])).value, [3, 4, 0])

@@ -113,7 +113,7 @@ class RuleSettings(_Settings):
     tabular_only: ClassVar[bool] = False
 
 
-_RADIUS = "Trust region: the largest mean KL(old||new) over the batch's states that an update may cause, in nats."
+_RADIUS = "Trust region: the largest KL that an update may cause over the batch's states, in nats."
 _DAMPING = (
     "Added to the Fisher matrix's diagonal while solving (not while scaling the step). 0 is refused with a subsample."
 )
@@ -124,11 +124,26 @@ _SUBSAMPLE = (
     "By default every fifth row, or all of them without damping."
 )
 _SOLVER = (
-    "How F x = g is solved: by conjugate gradients, or by the closed form of a table of logits "
-    "(finite MDPs only), which ignores damping, iterations, tolerance and subsample."
+    "How F x = g is solved: by conjugate gradients, with the matrix formed (small policies), or by the closed form "
+    "of a table of logits (finite MDPs only), which ignores damping, iterations, tolerance and subsample."
 )
+_FISHER = (
+    "The matrix of the solve: the metric J^T M J of the distributions, or the empirical one, outer products of the "
+    "scores of the actions taken. The step is scaled by the metric either way."
+)
+_CONSTRAINT = "Whether the radius is for the mean KL over states or for the largest."
+_DIVERGENCE = "Which KL: kl is KL(old||new), reverse-kl is KL(new||old)."
 _CHUNK = "Rows handled at a time, to bound memory; 0 takes the whole batch at once."
 _STANDARDISE = "Centre and scale the advantages on the batch before the step (gains are reported in reward units)."
+_EPOCHS = "Passes over the batch of one inner maximisation."
+_MINIBATCH = "Rows of each gradient step; 0 takes the whole batch."
+_STEP_SIZE = "Adam's step size."
+_GRADIENT_NORM = "Gradients longer than this are scaled down to it; none: never."
+_STOP = "End the passes once the mean KL(old||new) exceeds this many nats; none: never."
+_INNER = (
+    "How the inner maximisation is done: by gradient steps, or by its closed form (finite MDPs only), which ignores "
+    "epochs, minibatch, step_size, max_gradient_norm and stop."
+)
 
 
 @dataclass(frozen=True)
@@ -150,19 +165,14 @@ def default_subsample(undamped: bool) -> float:
 
 
 @dataclass(frozen=True)
-class NPG(RuleSettings):
-    """Natural policy gradient: the step along F^-1 g whose quadratic KL is the radius."""
+class _NaturalSettings(RuleSettings):
+    """Abstract: what the rules along F^-1 g share."""
 
-    name: ClassVar[str] = "npg"
-    trust_region: ClassVar[Literal["kl", "euclidean"]] = "kl"
+    trust_region: ClassVar[Literal["kl", "euclidean", "none"]] = "kl"
     radius: float = setting(0.01, _RADIUS, above=0)
-    eta: float | None = setting(
-        None,
-        "Length of the step along F^-1 g, in place of the radius: 0 stays, larger is greedier. Per unit of the "
-        "advantage as the step sees it: in standard deviations, or in reward units where nothing is standardised.",
-        at_least=0,
-    )
-    solver: Literal["cg", "tabular"] = setting("cg", _SOLVER)
+    solver: Literal["cg", "dense", "tabular"] = setting("cg", _SOLVER)
+    fisher: Literal["metric", "empirical"] = setting("metric", _FISHER)
+    constraint: Literal["mean", "max"] = setting("mean", _CONSTRAINT)
     damping: float = setting(0.1, _DAMPING, at_least=0)
     iterations: int = setting(10, _ITERATIONS, at_least=1)
     tolerance: float = setting(1e-5, _TOLERANCE, at_least=0, below=1)
@@ -177,29 +187,102 @@ class NPG(RuleSettings):
 
 
 @dataclass(frozen=True)
-class TRPO(RuleSettings):
+class NPG(_NaturalSettings):
+    """Natural policy gradient: the step along F^-1 g whose quadratic KL is the radius."""
+
+    name: ClassVar[str] = "npg"
+    eta: float | None = setting(
+        None,
+        "Length of the step along F^-1 g, in place of the radius: 0 stays, larger is greedier. Per unit of the "
+        "advantage as the step sees it: in standard deviations, or in reward units where nothing is standardised.",
+        at_least=0,
+    )
+
+
+@dataclass(frozen=True)
+class TRPO(_NaturalSettings):
     """Trust region policy optimisation: the natural step, backtracked until the true KL and gain agree."""
 
     name: ClassVar[str] = "trpo"
-    trust_region: ClassVar[Literal["kl", "euclidean"]] = "kl"
-    radius: float = setting(0.01, _RADIUS, above=0)
-    solver: Literal["cg", "tabular"] = setting("cg", _SOLVER)
-    damping: float = setting(0.1, _DAMPING, at_least=0)
-    iterations: int = setting(10, _ITERATIONS, at_least=1)
-    tolerance: float = setting(1e-5, _TOLERANCE, at_least=0, below=1)
-    subsample: float | None = setting(None, _SUBSAMPLE, above=0, at_most=1)
+    divergence: Literal["kl", "reverse-kl"] = setting("kl", _DIVERGENCE)
     backtracks: int = setting(10, "The most times that a refused candidate is shortened.", at_least=0)
     shrink: float = setting(0.8, "Factor by which a refused candidate is shortened.", above=0, below=1)
     accept: float = setting(
         0.1, "Share of the linearly predicted gain that a candidate must really gain.", at_least=0, below=1
     )
+
+
+@dataclass(frozen=True)
+class KLPenalty(RuleSettings):
+    """The surrogate less lambda times the KL, with lambda fixed or adapted to a radius."""
+
+    name: ClassVar[str] = "kl-penalty"
+    trust_region: ClassVar[Literal["kl", "euclidean", "none"]] = "kl"
+    radius: float = setting(0.01, _RADIUS, above=0)
+    multiplier: float = setting(
+        1.0, "Lambda of the first update, per unit of the advantage as the step sees it.", above=0
+    )
+    adapt: Literal["none", "doubling", "sqrt"] = setting(
+        "doubling",
+        "How lambda follows the KL: not at all, doubled above 1.5 radius and halved below radius/1.5, or "
+        "times sqrt(KL/radius).",
+    )
+    divergence: Literal["kl", "reverse-kl"] = setting("kl", _DIVERGENCE)
+    inner: Literal["gradient", "closed-form"] = setting("gradient", _INNER)
+    epochs: int = setting(10, _EPOCHS, at_least=1)
+    minibatch: int = setting(256, _MINIBATCH, at_least=0)
+    step_size: float = setting(3e-4, _STEP_SIZE, above=0)
+    max_gradient_norm: float | None = setting(None, _GRADIENT_NORM, above=0)
+    stop: float | None = setting(0.04, _STOP, above=0)
     chunk: int = setting(0, _CHUNK, at_least=0)
     standardise: bool = setting(True, _STANDARDISE)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.subsample is None:
-            object.__setattr__(self, "subsample", default_subsample(self.damping == 0))
+
+@dataclass(frozen=True)
+class Dual(RuleSettings):
+    """The KL Lagrangian by dual gradient descent: maximise in the policy, then move lambda towards the radius."""
+
+    name: ClassVar[str] = "dual"
+    trust_region: ClassVar[Literal["kl", "euclidean", "none"]] = "kl"
+    radius: float = setting(0.01, _RADIUS, above=0)
+    multiplier: float = setting(
+        1.0, "Lambda of the first update, per unit of the advantage as the step sees it.", above=0
+    )
+    descent: Literal["multiplicative", "additive"] = setting(
+        "multiplicative", "lambda times sqrt(KL/radius), or max(0, lambda + multiplier_step (KL - radius))."
+    )
+    multiplier_step: float | None = setting(
+        None,
+        "Step of the additive descent. By default lambda^3 over the variance of the advantages, half of the largest "
+        "stable one, and never more than a quartering of lambda.",
+        above=0,
+    )
+    outer: int = setting(10, "How often lambda moves in one update.", at_least=1)
+    divergence: Literal["kl", "reverse-kl"] = setting("reverse-kl", _DIVERGENCE)
+    inner: Literal["gradient", "closed-form"] = setting("gradient", _INNER)
+    epochs: int = setting(1, _EPOCHS, at_least=1)
+    minibatch: int = setting(256, _MINIBATCH, at_least=0)
+    step_size: float = setting(3e-4, _STEP_SIZE, above=0)
+    max_gradient_norm: float | None = setting(None, _GRADIENT_NORM, above=0)
+    stop: float | None = setting(0.04, _STOP, above=0)
+    chunk: int = setting(0, _CHUNK, at_least=0)
+    standardise: bool = setting(True, _STANDARDISE)
+
+
+@dataclass(frozen=True)
+class PPO(RuleSettings):
+    """Proximal policy optimisation: the surrogate with clipped ratios, by minibatch gradient steps."""
+
+    name: ClassVar[str] = "ppo"
+    trust_region: ClassVar[Literal["kl", "euclidean", "none"]] = "none"
+    clip: float = setting(0.2, "How far a ratio may leave 1 before its row stops pulling further.", above=0, below=1)
+    epochs: int = setting(10, _EPOCHS, at_least=1)
+    minibatch: int = setting(64, _MINIBATCH, at_least=0)
+    step_size: float = setting(3e-4, _STEP_SIZE, above=0)
+    max_gradient_norm: float | None = setting(0.5, _GRADIENT_NORM, above=0)
+    stop: float | None = setting(None, _STOP, above=0)
+    chunk: int = setting(0, _CHUNK, at_least=0)
+    standardise: bool = setting(True, _STANDARDISE)
 
 
 @dataclass(frozen=True)
@@ -211,7 +294,7 @@ class PI(RuleSettings):
     tabular_only: ClassVar[bool] = True
 
 
-RULES: dict[str, type[RuleSettings]] = {rule.name: rule for rule in (TRPO, NPG, PG, PI)}
+RULES: dict[str, type[RuleSettings]] = {rule.name: rule for rule in (TRPO, NPG, PG, KLPenalty, Dual, PPO, PI)}
 """The settings of every rule, by the name that the command line uses."""
 
 

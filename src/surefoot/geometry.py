@@ -25,10 +25,10 @@ def surrogate(policy: Policy, batch: Batch) -> Float[Array, ""]:
     the policy gradient (Kakade & Langford 2002; Schulman et al. 2015, equation 14). In units of
     `batch.advantage`."""
     log_prob = policy(batch.observation, batch.mask).log_prob(batch.action)
-    return jnp.sum(_ratio(batch, log_prob) * batch.advantage)
+    return jnp.sum(ratio_mass(batch, log_prob) * batch.advantage)
 
 
-def _ratio(batch: Batch, log_prob: Float[Array, " B"]) -> Float[Array, " B"]:
+def ratio_mass(batch: Batch, log_prob: Float[Array, " B"]) -> Float[Array, " B"]:
     """base * pi(a|s) of each row: weight times the importance ratio for samples, d(s) pi(a|s) for
     enumerated rows. 0 where base is 0, also where pi is 0 or infinite."""
     outside = jnp.isneginf(batch.log_base)
@@ -72,17 +72,50 @@ def fisher_operator(policy: Policy, batch: Batch, *, chunk: int = 0) -> Callable
     return lambda v: _sum_over_chunks(lambda part: linearised(part)(v), batch, chunk)
 
 
+def empirical_fisher_operator(policy: Policy, batch: Batch, *, chunk: int = 0) -> Callable[[Vector], Vector]:
+    """v -> F v with F = sum_i m_i psi_i psi_i^T, psi the score grad log pi(a|s) and m = base pi_old, [P] -> [P].
+
+    The outer products of the scores of the batch's own actions: an estimate of the metric's F that is exact
+    where every action is enumerated (Kakade 2001, equation 2). Its rank is at most the number of rows.
+    """
+    theta, rebuild = flatten(policy)
+
+    def product(part: Batch, v: Vector) -> Vector:
+        seen = part.weight > 0
+
+        def log_prob(parameters: Vector) -> Array:
+            value = rebuild(parameters)(part.observation, part.mask).log_prob(part.action)
+            return jnp.where(seen & jnp.isfinite(value), value, 0)
+
+        _, push = jax.linearize(log_prob, theta)
+        mass = ratio_mass(part, part.old.log_prob(part.action))
+        (result,) = jax.linear_transpose(push, theta)(mass * push(v))
+        return result
+
+    return lambda v: _sum_over_chunks(lambda part: product(part, v), batch, chunk)
+
+
+def dense_matrix(operator: Callable[[Vector], Vector], theta: Vector) -> Float[Array, "P P"]:
+    """The matrix of a linear operator, one product a column: for small policies."""
+    return jax.vmap(operator, out_axes=1)(jnp.eye(theta.size, dtype=theta.dtype))
+
+
 def fisher_quadratic(policy: Policy, batch: Batch, v: Vector, *, chunk: int = 0) -> Float[Array, ""]:
-    """v^T F v by forward mode alone: twice the quadratic model of the KL of a step v."""
+    """v^T F v by forward mode alone: twice the quadratic model of the mean KL of a step v."""
+    return weighted_sum(batch.weight, fisher_quadratics(policy, batch, v, chunk=chunk))
+
+
+def fisher_quadratics(policy: Policy, batch: Batch, v: Vector, *, chunk: int = 0) -> Float[Array, " B"]:
+    """(J v)^T M (J v) of each row: twice the quadratic model of the KL of a step v in each state."""
     theta, rebuild = flatten(policy)
 
     def quadratic(part: Batch) -> Array:
         _, tangent, here = jax.jvp(_parameters_of(rebuild, part), (theta,), (v,), has_aux=True)
         image = eqx.filter(here.metric(eqx.combine(tangent, here)), eqx.is_inexact_array)
         products = jax.tree.map(lambda a, b: jnp.sum(a * b, axis=tuple(range(1, a.ndim))), tangent, image)
-        return weighted_sum(part.weight, jax.tree.reduce(jnp.add, products))
+        return jax.tree.reduce(jnp.add, products)
 
-    return _sum_over_chunks(quadratic, batch, chunk)
+    return _map_over_chunks(quadratic, batch, chunk)
 
 
 def tabular_advantage(policy: TabularPolicy, batch: Batch) -> Float[Array, "N A"]:
@@ -122,6 +155,7 @@ class Movement(NamedTuple):
         kl: mean over states of KL(old || new), nats.
         reverse_kl: mean over states of KL(new || old), nats.
         max_kl: largest KL(old || new) over states of positive weight, nats.
+        max_reverse_kl: the largest KL(new || old), nats.
         tv: mean over states of total variation (an upper bound where the head has no closed form).
         max_tv: the largest.
         entropy: mean entropy of the new policy, nats.
@@ -133,6 +167,7 @@ class Movement(NamedTuple):
     kl: Float[Array, ""]
     reverse_kl: Float[Array, ""]
     max_kl: Float[Array, ""]
+    max_reverse_kl: Float[Array, ""]
     tv: Float[Array, ""]
     max_tv: Float[Array, ""]
     entropy: Float[Array, ""]
@@ -144,8 +179,8 @@ def movement(policy: Policy, batch: Batch, *, chunk: int = 0) -> Movement:
 
     def each_row(part: Batch) -> Any:
         new = policy(part.observation, part.mask)
-        new_mass = _ratio(part, new.log_prob(part.action))
-        old_mass = _ratio(part, part.old.log_prob(part.action))
+        new_mass = ratio_mass(part, new.log_prob(part.action))
+        old_mass = ratio_mass(part, part.old.log_prob(part.action))
         gain = jnp.where(new_mass == old_mass, 0, new_mass - old_mass) * part.advantage
         return gain, part.old.kl(new), new.kl(part.old), part.old.tv(new), new.entropy(), new_mass
 
@@ -156,6 +191,7 @@ def movement(policy: Policy, batch: Batch, *, chunk: int = 0) -> Movement:
         kl=weighted_sum(batch.weight, kl),
         reverse_kl=weighted_sum(batch.weight, reverse_kl),
         max_kl=jnp.max(jnp.where(seen, kl, 0)),
+        max_reverse_kl=jnp.max(jnp.where(seen, reverse_kl, 0)),
         tv=weighted_sum(batch.weight, tv),
         max_tv=jnp.max(jnp.where(seen, tv, 0)),
         entropy=weighted_sum(batch.weight, entropy),
@@ -171,10 +207,11 @@ def unmoved(batch: Batch) -> Movement:
         kl=zero,
         reverse_kl=zero,
         max_kl=zero,
+        max_reverse_kl=zero,
         tv=zero,
         max_tv=zero,
         entropy=weighted_sum(batch.weight, batch.old.entropy()),
-        effective_sample_size=_effective_sample_size(_ratio(batch, batch.old.log_prob(batch.action))),
+        effective_sample_size=_effective_sample_size(ratio_mass(batch, batch.old.log_prob(batch.action))),
     )
 
 

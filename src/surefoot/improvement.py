@@ -16,9 +16,18 @@ from surefoot.policy import TabularPolicy
 from surefoot.rules import RULES, Rule, UpdateReport
 from surefoot.tabular import MDP, PolicyLike, exact_batch, tabular_policy, update
 
-EXACT_DEFAULTS: dict[str, Any] = {"damping": 0.0, "solver": "tabular", "subsample": 1.0, "standardise": False}
-"""Where exact batches ask for other settings than samples: the Fisher matrix of a table is known in closed
-form, and damping would drown the eigenvalues of states that are seldom met."""
+EXACT_DEFAULTS: dict[str, Any] = {
+    "damping": 0.0,
+    "solver": "tabular",
+    "subsample": 1.0,
+    "standardise": False,
+    "inner": "closed-form",
+    "minibatch": 0,
+    "step_size": 0.05,
+}
+"""Where exact batches ask for other settings than samples: the natural gradient and the penalised maximum of a
+table are known in closed form, damping would drown the eigenvalues of states that are seldom met, and a logit
+needs a longer way than a weight of a network."""
 
 
 class Step(NamedTuple):
@@ -57,7 +66,8 @@ def improve(mdp: MDP, rule: Rule, *, updates: int, policy: PolicyLike | None = N
     Raises ModelError, SettingError.
     """
     policy = tabular_policy(mdp.uniform() if policy is None else mdp.probabilities(policy))
-    memory = rule.init(policy)
+    with jax.enable_x64(True):
+        memory = rule.init(policy)
     key = jax.random.key(seed)
     for done in range(updates):
         key, update_key = jax.random.split(key)

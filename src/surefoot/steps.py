@@ -86,6 +86,21 @@ def conjugate_gradients(
     return Solution(x, residual, count, r_squared <= goal, positive)
 
 
+def solve_dense(matrix: Float[Array, "P P"], b: Vector, *, damping: Float[Array, ""] | float = 0.0) -> Solution:
+    """Solve (F + damping I) x = b by the eigenvalues of F: the minimum-norm solution where it is singular.
+
+    Directions whose eigenvalue is rounding (P eps of the largest) count as null. Takes O(P^3).
+    """
+    values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
+    values = values + damping
+    null = values <= b.size * jnp.finfo(b.dtype).eps * jnp.max(jnp.abs(values))
+    x = vectors @ jnp.where(null, 0, (vectors.T @ b) / jnp.where(null, 1, values))
+    length, missed = jnp.linalg.norm(b), jnp.linalg.norm(b - matrix @ x - damping * x)
+    residual = jnp.where(length > 0, missed / jnp.where(length > 0, length, 1), 0)
+    usable = jnp.all(jnp.isfinite(x))
+    return Solution(x, residual, jnp.asarray(b.size, jnp.int32), usable, usable)
+
+
 def step_to_radius(quadratic: Float[Array, ""], radius: Float[Array, ""] | float) -> Float[Array, ""]:
     """alpha = sqrt(2 radius / x^T F x), so that the quadratic model of the KL of alpha x is the radius.
 

@@ -345,4 +345,4 @@ def _episode_metrics(returns: np.ndarray, lengths: np.ndarray) -> dict[str, Any]
 
 
 def _plain(report: NamedTuple) -> dict[str, Any]:
-    return {name: np.asarray(value).item() for name, value in report._asdict().items()}
+    return {name: np.asarray(value).tolist() for name, value in report._asdict().items()}

@@ -45,6 +45,8 @@ class UpdateReport(NamedTuple):
         solver_residual: the solve's relative residual; 0 where nothing was solved.
         multiplier: Lagrange multiplier of the constraint at the full step: what one more unit of radius
             would gain to first order, in reward units; inf where nothing could be proposed.
+        multiplier_path: every lambda that the update tried, in order, [K]; of one entry for rules that
+            solve for it.
     """
 
     accepted: Bool[Array, ""]
@@ -63,6 +65,7 @@ class UpdateReport(NamedTuple):
     solver_iterations: Int[Array, ""]
     solver_residual: Float[Array, ""]
     multiplier: Float[Array, ""]
+    multiplier_path: Float[Array, " K"]
 
 
 class Proposal(NamedTuple):
@@ -138,6 +141,11 @@ def _as_leaf(value: Any) -> Any:
     return np.float64(value) if np.ndim(value) == 0 else np.asarray(value, np.float64)
 
 
+def kept(accepted: Bool[Array, ""], after: Memory, before: Memory) -> Memory:
+    """The memory after an update: the one before it, bit for bit, where it was refused."""
+    return jax.tree.map(lambda new, old: jnp.where(accepted, new, old), after, before)
+
+
 def choice(default: Any) -> Any:
     """A rule's setting that decides the shape of the program; changing it compiles anew."""
     return eqx.field(default=default, static=True)
@@ -192,4 +200,5 @@ def report_of(
         solver_iterations=proposal.solver_iterations,
         solver_residual=proposal.solver_residual,
         multiplier=proposal.multiplier * unit,
+        multiplier_path=(proposal.multiplier * unit)[None],
     )

@@ -10,18 +10,21 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from surefoot import config
-from surefoot.batch import Batch, standardised
+from surefoot.batch import Batch, standardised, weighted_sum
 from surefoot.errors import SettingError
 from surefoot.geometry import (
+    Movement,
+    dense_matrix,
+    empirical_fisher_operator,
     fisher_operator,
-    fisher_quadratic,
+    fisher_quadratics,
     subsample,
     surrogate_gradient,
     tabular_natural_gradient,
 )
 from surefoot.policy import Policy, TabularPolicy
 from surefoot.rules.base import Proposal
-from surefoot.steps import Solution, conjugate_gradients, step_to_radius
+from surefoot.steps import Solution, conjugate_gradients, solve_dense, step_to_radius
 
 _FEWEST_ROWS = 256
 
@@ -56,6 +59,13 @@ def measured(rule: Any, batch: Batch):
     return standardised(batch) if rule.standardise else (batch, jnp.ones_like(batch.weight[0]))
 
 
+def constrained(moved: Movement, constraint: str, divergence: str) -> Float[Array, ""]:
+    """The KL that the radius is for: the mean or the largest, old || new or new || old."""
+    if constraint == "mean":
+        return moved.kl if divergence == "kl" else moved.reverse_kl
+    return moved.max_kl if divergence == "kl" else moved.max_reverse_kl
+
+
 def check_solver(rule: Any, policy: Policy) -> None:
     """Refuse the closed form for a policy that is no table. Raises SettingError."""
     if rule.solver == "tabular" and not isinstance(policy, TabularPolicy):
@@ -71,8 +81,12 @@ def _solution(rule: Any, policy: Policy, batch: Batch, gradient: Float[Array, " 
         x = tabular_natural_gradient(policy, batch).ravel()
         return Solution(x, nothing, jnp.asarray(0, jnp.int32), jnp.asarray(True), jnp.asarray(True))
     part = subsample(batch, rule.subsample, fewest=_FEWEST_ROWS)
+    fisher = fisher_operator if rule.fisher == "metric" else empirical_fisher_operator
+    operator = fisher(policy, part, chunk=rule.chunk)
+    if rule.solver == "dense":
+        return solve_dense(dense_matrix(operator, gradient), gradient, damping=rule.damping)
     return conjugate_gradients(
-        fisher_operator(policy, part, chunk=rule.chunk),
+        operator,
         gradient,
         damping=rule.damping,
         iterations=rule.iterations,
@@ -84,14 +98,17 @@ def natural_step(rule: Any, policy: Policy, batch: Batch) -> Proposal:
     """step = alpha x, with (F + damping I) x = g by conjugate gradients and alpha = sqrt(2 radius / x^T F x).
 
     F is taken on a subsample of the rows while solving; x^T F x on all of them and without damping, so
-    that the quadratic model of the step's KL on the batch is the radius whatever was damped or left out.
+    that the quadratic model of the step's KL on the batch is the radius whatever was damped or left out:
+    its mean over states, or its largest value.
     A rule with an `eta` takes alpha = eta whatever the radius.
     The multiplier of max g^T d - lambda (d^T F d / 2 - radius) at d = x/lambda is lambda = 1/alpha.
     """
     check_solver(rule, policy)
     gradient = surrogate_gradient(policy, batch, chunk=rule.chunk)
     solution = _solution(rule, policy, batch, gradient)
-    quadratic = fisher_quadratic(policy, batch, solution.x, chunk=rule.chunk)
+    each = fisher_quadratics(policy, batch, solution.x, chunk=rule.chunk)
+    mean = weighted_sum(batch.weight, each)
+    quadratic = mean if rule.constraint == "mean" else jnp.max(jnp.where(batch.weight > 0, each, 0))
     eta = getattr(rule, "eta", None)
     alpha = step_to_radius(quadratic, rule.radius) if eta is None else eta
     step = alpha * solution.x
@@ -100,7 +117,7 @@ def natural_step(rule: Any, policy: Policy, batch: Batch) -> Proposal:
         scale=jnp.ones_like(alpha),
         acceptable=alpha > 0,
         predicted_gain=jnp.vdot(gradient, step),
-        predicted_kl=0.5 * alpha**2 * quadratic,
+        predicted_kl=0.5 * alpha**2 * mean,
         multiplier=1 / alpha,
         backtracks=jnp.asarray(0, jnp.int32),
         solver_iterations=solution.iterations,

@@ -31,6 +31,8 @@ class NPG(Rule):
     radius: Float[Array, ""] = numeric(config.NPG.radius)
     eta: Float[Array, ""] | None = numeric(config.NPG.eta)
     solver: str = choice(config.NPG.solver)
+    fisher: str = choice(config.NPG.fisher)
+    constraint: str = choice(config.NPG.constraint)
     damping: Float[Array, ""] = numeric(config.NPG.damping)
     iterations: int = choice(config.NPG.iterations)
     tolerance: Float[Array, ""] = numeric(config.NPG.tolerance)

@@ -11,12 +11,22 @@ from surefoot.batch import Batch
 from surefoot.geometry import movement
 from surefoot.policy import Policy, flatten
 from surefoot.rules.base import Memory, Rule, UpdateReport, choice, conclude, numeric
-from surefoot.rules.natural import check_solver, check_subsample, chosen_subsample, measured, natural_step
+from surefoot.rules.natural import (
+    check_solver,
+    check_subsample,
+    chosen_subsample,
+    constrained,
+    measured,
+    natural_step,
+)
 from surefoot.steps import backtrack
 
 
 class TRPO(Rule):
     """maximise the surrogate subject to mean KL(old || new) <= radius (Schulman et al. 2015, equation 14).
+
+    With `constraint` "max" the largest KL over the batch's states is held instead (their equation 11), with
+    `divergence` "reverse-kl" that of KL(new || old).
 
     The natural step to the radius (appendix C of the source), then backtracking on the true surrogate and
     the true KL: the first of theta + shrink^k step, k = 0 … backtracks, whose mean KL is within the
@@ -32,10 +42,13 @@ class TRPO(Rule):
 
     radius: Float[Array, ""] = numeric(config.TRPO.radius)
     solver: str = choice(config.TRPO.solver)
+    fisher: str = choice(config.TRPO.fisher)
+    constraint: str = choice(config.TRPO.constraint)
     damping: Float[Array, ""] = numeric(config.TRPO.damping)
     iterations: int = choice(config.TRPO.iterations)
     tolerance: Float[Array, ""] = numeric(config.TRPO.tolerance)
     subsample: float | None = choice(config.TRPO.subsample)
+    divergence: str = choice(config.TRPO.divergence)
     backtracks: int = choice(config.TRPO.backtracks)
     shrink: Float[Array, ""] = numeric(config.TRPO.shrink)
     accept: Float[Array, ""] = numeric(config.TRPO.accept)
@@ -66,7 +79,7 @@ class TRPO(Rule):
         def acceptable(scale, moved):
             gain = moved.surrogate_gain
             enough = (gain > 0) & (gain >= rule.accept * scale * proposal.predicted_gain)
-            return enough & (moved.kl <= rule.radius)
+            return enough & (constrained(moved, rule.constraint, rule.divergence) <= rule.radius)
 
         search = backtrack(evaluate, acceptable, shrink=rule.shrink, limit=rule.backtracks, dtype=theta.dtype)
         proposal = proposal._replace(

@@ -5,7 +5,7 @@ from surefoot.tabular import identities, library, penalty, simulation
 from surefoot.tabular.evaluation import Evaluation, evaluate, state_laws
 from surefoot.tabular.files import read_mdp, read_policy, save_mdp
 from surefoot.tabular.model import MDP, PolicyLike
-from surefoot.tabular.optimal import Optimum, Sweep, policy_iteration, value_iteration
+from surefoot.tabular.optimal import Optimum, Sweep, modified_policy_iteration, policy_iteration, value_iteration
 from surefoot.tabular.shift import (
     StateShift,
     maximal_coupling,
@@ -33,6 +33,7 @@ __all__ = [
     "load",
     "maximal_coupling",
     "mistake_law",
+    "modified_policy_iteration",
     "overlap",
     "penalty",
     "policy_iteration",

@@ -62,6 +62,10 @@ def _compiled(rule: Any, policy: Any, memory: Any, batch: Batch, key: Any) -> An
     return rule.update(policy, memory, batch, key)
 
 
+def _in_float64(leaf: Any) -> Any:
+    return np.asarray(leaf, np.float64) if np.issubdtype(np.asarray(leaf).dtype, np.floating) else leaf
+
+
 def update(rule: Any, policy: PolicyLike, memory: Any, batch: Batch, key: Any = None) -> tuple[TabularPolicy, Any, Any]:
     """`rule.update` in float64, whatever JAX's own setting: (policy, memory, report) in NumPy.
 
@@ -73,5 +77,7 @@ def update(rule: Any, policy: PolicyLike, memory: Any, batch: Batch, key: Any = 
         rule = dataclasses.replace(rule, standardise=False)
     with jax.enable_x64(True):
         key = jax.random.key(0) if key is None else key
+        # Memory that was begun outside this function is in 32 bits.
+        memory = jax.tree.map(_in_float64, memory)
         result = _compiled(rule, tabular_policy(policy), memory, batch, key)
         return jax.tree.map(np.asarray, result)
