@@ -21,6 +21,7 @@ import probes
 import surefoot as sf
 from surefoot import config, history
 from surefoot.policy import make_policy
+from surefoot.rules import RULES
 from surefoot.sources import make_source
 
 TINY = {
@@ -275,7 +276,7 @@ def test_an_illegal_setting_is_refused_by_its_own_name_with_what_would_be_legal(
 @pytest.mark.parametrize(("rule", "name", "value"), RULE)
 def test_an_illegal_setting_of_a_rule_is_refused(rule, name, value):
     with pytest.raises(sf.SettingError) as raised:
-        getattr(sf, rule.upper())(**{name: value})
+        RULES[rule](**{name: value})
     line = str(raised.value)
     assert re.match(rf"{name} must be .+, but .*{re.escape(repr(value))}.* came$", line)
     assert "\n" not in line

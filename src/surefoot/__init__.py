@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from surefoot.evaluation import evaluate
     from surefoot.improvement import exact_rule, improve
     from surefoot.policy import TabularPolicy
-    from surefoot.rules import NPG, PG, PI, TRPO, Rule, UpdateReport
+    from surefoot.rules import NPG, PG, PI, PPO, TRPO, Dual, KLPenalty, Rule, UpdateReport
     from surefoot.training import Run, train
 
 _WHERE = {
@@ -56,6 +56,9 @@ _WHERE = {
     "NPG": "rules",
     "PG": "rules",
     "PI": "rules",
+    "PPO": "rules",
+    "Dual": "rules",
+    "KLPenalty": "rules",
     "TRPO": "rules",
     "Rule": "rules",
     "UpdateReport": "rules",
@@ -68,11 +71,14 @@ __all__ = [
     "NPG",
     "PG",
     "PI",
+    "PPO",
     "TRPO",
     "Agent",
     "Certificate",
+    "Dual",
     "EnvironmentFault",
     "EnvironmentNotFound",
+    "KLPenalty",
     "ModelError",
     "Rule",
     "Run",

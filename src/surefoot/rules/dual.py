@@ -40,8 +40,9 @@ class Dual(Rule):
     the samples' gradient is zero, and the direction of the KL, which is here KL(new || old) by default, are
     explicit; (3) with the closed form (tables of logits), where even the greedy policy is inside the radius,
     lambda is 0 at once; (4) with gradient steps, which need not reach the maximum, one move of lambda is at
-    most a doubling or halving; (5) a gradient that is only rounding moves nothing; (6) lambda is carried to the
-    next update; (7) advantages are standardised, lambda is reported per reward unit.
+    most a doubling or halving, and it falls only after an update's last; (5) a gradient that is only rounding
+    moves nothing; (6) lambda is carried to the next update; (7) advantages are standardised, lambda is reported
+    per reward unit.
     """
 
     settings_class: ClassVar[type[config.RuleSettings]] = config.Dual
@@ -83,19 +84,25 @@ class Dual(Rule):
             ascent = ascend(rule, objective, policy, batch, key, theta, moments)
             return ascent.theta, ascent.moments
 
-        def descend(carry: Any, key: PRNGKeyArray) -> Any:
+        def descend(carry: Any, turn: tuple[PRNGKeyArray, Array]) -> Any:
             multiplier, theta, moments = carry
+            key, last = turn
             theta, moments = maximised(multiplier, theta, moments, key)
             candidate = rebuild(theta)
             kl = mean_kl(candidate, batch, rule.divergence)
-            return (_descended(rule, multiplier, kl, candidate, batch), theta, moments), multiplier
+            moved = _descended(rule, multiplier, kl, candidate, batch)
+            if rule.inner == "gradient":
+                # Half way up, a small KL says nothing of lambda yet.
+                moved = jnp.where(last, moved, jnp.maximum(moved, multiplier))
+            return (moved, theta, moments), multiplier
 
         start = (jnp.asarray(memory.multiplier, theta.dtype), theta, memory.moments)
         if rule.inner == "closed-form":
             greedy = rebuild(penalised_optimum(policy, batch, jnp.zeros_like(start[0]), rule.divergence))
             inactive = mean_kl(greedy, batch, rule.divergence) <= rule.radius
             start = (jnp.where(inactive, 0, start[0]), *start[1:])
-        (after, target, moments), path = jax.lax.scan(descend, start, jax.random.split(key, rule.outer))
+        turns = jax.random.split(key, rule.outer), jnp.arange(rule.outer) == rule.outer - 1
+        (after, target, moments), path = jax.lax.scan(descend, start, turns)
         step = as_step(policy, target)
         moved = movement(rebuild(theta + step), batch, chunk=rule.chunk)
         proposal = proposed(policy, batch, step, ~flat(policy, batch), path[-1], chunk=rule.chunk)

@@ -118,7 +118,8 @@ def modified_policy_iteration(mdp: MDP, *, tolerance: float = 1e-8, limit: int =
       all that a chain which mixes needs.
     - Where sweeps are slow because rewards are many steps away, states are ordered by their distance to where a
       lower bound is highest, ties between actions go to the one that leads nearer, and a window moves over the
-      states as they are solved (as the partitions of Wingate & Seppi 2005). Sparse models only.
+      states as they are solved (after the partitions of Wingate & Seppi 2005). Sparse models only, and only as
+      long as it does more than sweeps.
 
     Arguments:
         mdp: the model; with a horizon it is solved by dynamic programming.
@@ -137,7 +138,7 @@ def modified_policy_iteration(mdp: MDP, *, tolerance: float = 1e-8, limit: int =
     value, action = np.full(mdp.states, lower_bound(rows, mdp.discount)), np.zeros(mdp.states, np.int64)
     parts, cuts = _parts(rows)
     followed: list[Any] = [None] * len(parts)
-    ordered = moving = False
+    ordered, moving, turns = False, False, 0
     distance, spread, residual = np.empty(0, np.int64), 0.0, np.inf
     sweeps: list[Sweep] = []
     with ThreadPoolExecutor(len(parts)) as pool:
@@ -153,10 +154,12 @@ def modified_policy_iteration(mdp: MDP, *, tolerance: float = 1e-8, limit: int =
             # Written so that what is not a number ends it too.
             if not residual > goal or len(sweeps) >= limit:
                 break
+            # A pass that does little is tried from the other side, whence the rest may come; then sweeps go on.
+            turns = turns + 1 if moving and residual > 0.1 * last_residual else 0
+            moving = moving and turns < 2
             if moving:
                 value = improved + max(low, 0.0) * ahead
-                if residual > 0.1 * last_residual:
-                    # What the last pass could not carry on comes from the other side.
+                if turns:
                     back = np.arange(mdp.states)[::-1]
                     rows, order, distance = reordered(rows, back), order[back], distance[-1] - distance[back]
                     value, action, (parts, cuts) = value[back], action[back], _parts(rows)
@@ -164,7 +167,8 @@ def modified_policy_iteration(mdp: MDP, *, tolerance: float = 1e-8, limit: int =
                 continue
             forcing = min(0.5, 0.9 * (spread / last_spread) ** 2) if last_spread else 0.5
             followed = list(run(follow, parts, np.split(action, cuts), followed))
-            value, low, slow = _swept(run, followed, improved, gain, max(forcing * spread, goal / 4))
+            patience = _PATIENCE if not ordered else 5 * _PATIENCE
+            value, low, slow = _swept(run, followed, improved, gain, max(forcing * spread, goal / 4), patience)
             value = value + max(low, 0.0) * ahead
             if slow and not ordered and sparse.issparse(rows.matrix):
                 least = bound_by_staying(rows, mdp.discount)
@@ -197,15 +201,15 @@ def _one_sweep(followed: Followed, value: Float[Array, " S"]) -> Float[Array, " 
 
 
 def _swept(
-    run: Any, followed: list[Followed], value: Array, change: Array, goal: float
+    run: Any, followed: list[Followed], value: Array, change: Array, goal: float, patience: int
 ) -> tuple[Float[Array, " S"], float, bool]:
-    """Sweeps until the span of a change is `goal`: the value, the least of the change, whether that is slow.
+    """Sweeps until the span of a change is `goal`, or that is slow: the value, the least of the change, whether slow.
 
-    `change` is the one that led to `value`.
+    `change` is the one that led to `value`, `patience` how many sweeps at least it takes to be called slow.
     """
     low, first = float(change.min()), float(np.ptp(change))
     span, done, more, rate = first, 0, 2, 0.0
-    while span > goal and (done < _PATIENCE or rate < _SLOW):
+    while span > goal and (done < patience or rate < _SLOW):
         for _ in range(more):
             before, value = value, _joined(list(run(_one_sweep, followed, itertools.repeat(value))))
         change = value - before
