@@ -621,4 +621,4 @@ def test_a_run_through_ends_in_which_nothing_is_allowed_stays_finite(tmp_path):
     assert any(row["episodes"] for row in rows)
     assert all(row["accepted"] for row in rows)
     numbers = [value for row in rows for key, value in row.items() if value is not None and key != "update"]
-    assert np.isfinite(np.array([float(number) for number in numbers])).all()
+    assert np.isfinite(np.concatenate([np.ravel(number).astype(float) for number in numbers])).all()
