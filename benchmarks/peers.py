@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 
-from surefoot import config
+from surefoot.settings import dumps
 
 PEERS = ("surefoot-first-run", "surefoot", "sb3-contrib-trpo", "sb3-ppo")
 
@@ -106,7 +106,7 @@ def main() -> None:
     shared = [arguments.environment, *(f"--{k}={getattr(arguments, k)}" for k in ("steps", "seed", "episodes"))]
     if arguments.only:
         told = run_one(arguments.only, arguments.environment, arguments.steps, arguments.seed, arguments.episodes)
-        print(config.dumps(told))
+        print(dumps(told))
         return
     results = {}
     with tempfile.TemporaryDirectory() as cache:
@@ -121,7 +121,7 @@ def main() -> None:
     results["first_run_speed_over_sb3_contrib_trpo"] = first / results["sb3-contrib-trpo"]["steps_per_second"]
     results["speed_over_sb3_ppo"] = ours / results["sb3-ppo"]["steps_per_second"]
     if arguments.json:
-        print(config.dumps({"environment": arguments.environment, "steps": arguments.steps, **results}))
+        print(dumps({"environment": arguments.environment, "steps": arguments.steps, **results}))
     else:
         for name, value in results.items():
             print(f"{name:28} {value}")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from surefoot import config
+from surefoot.settings import dumps
 
 
 def first_update(environment: str, cache: Path, out: Path) -> float:
@@ -55,7 +55,7 @@ def main() -> None:
         "environment": arguments.environment,
     }
     if arguments.json:
-        print(config.dumps(result))
+        print(dumps(result))
     else:
         for name, value in result.items():
             print(f"{name:16} {value}")

@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 
-from surefoot import config
+from surefoot.settings import dumps
 from surefoot.tabular import MDP, library, modified_policy_iteration
 
 DISCOUNT, RESIDUAL = 0.99, 1e-8
@@ -197,7 +197,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.only:
         name, family, states = arguments.only
-        print(config.dumps(run_one(name, family, int(states))))
+        print(dumps(run_one(name, family, int(states))))
         return
     results = []
     for family in FAMILIES:
@@ -205,7 +205,7 @@ def main() -> None:
             results.append(compare(family, states, arguments.repeats, arguments.limit))
             if not arguments.json:
                 print(table(results[-1:], arguments.limit).splitlines()[-1], file=sys.stderr, flush=True)
-    print(config.dumps({"results": results}) if arguments.json else table(results, arguments.limit))
+    print(dumps({"results": results}) if arguments.json else table(results, arguments.limit))
     if arguments.figure:
         draw(results, arguments.limit, arguments.figure)
 

@@ -15,8 +15,10 @@ import time
 import numpy as np
 
 from surefoot import config
+from surefoot.settings import dumps
 from surefoot.sources import make_source
-from surefoot.training import begin, iterate, make_rule
+from surefoot.iteration import begin, iterate
+from surefoot.training import make_rule
 
 
 def measure(environment: str, rounds: int, iterations: int, settings: dict) -> dict:
@@ -28,13 +30,13 @@ def measure(environment: str, rounds: int, iterations: int, settings: dict) -> d
     simulator.reset(list(range(run.collection.envs)))
     steps = 0
     seconds = {"train": [], "raw": []}
-    stages = {"collect_seconds": 0.0, "update_seconds": 0.0, "critic_seconds": 0.0}
+    stages = {"collect_seconds": 0.0, "update_seconds": 0.0, "critic_seconds": 0.0, "certify_seconds": 0.0}
     for number in range(rounds + 1):
         begun = time.perf_counter()
         rows = []
         for _ in range(iterations):
-            learner, state, row, _ = iterate(source, rule, run, learner, state)
-            rows.append(row)
+            learner, state, told = iterate(source, rule, run, learner, state)
+            rows.append(told.row)
         trained = time.perf_counter() - begun
         actions = [block for part in state.actions[-iterations:] for block in part]
         begun = time.perf_counter()
@@ -80,7 +82,7 @@ def main() -> None:
             settings[name] = value
     result = measure(arguments.environment, arguments.rounds, arguments.iterations, settings)
     if arguments.json:
-        print(config.dumps(result))
+        print(dumps(result))
     else:
         for name, value in result.items():
             print(f"{name:24} {value}")

@@ -24,6 +24,7 @@ from surefoot.batch import rows, sampled_batch
 from surefoot.geometry import fisher_operator, surrogate_gradient
 from surefoot.policy import flatten, make_policy
 from surefoot.rules import TRPO
+from surefoot.settings import dumps
 
 PRODUCTS = 10
 
@@ -124,7 +125,7 @@ def main() -> None:
         "batch": arguments.batch,
     }
     if arguments.json:
-        print(config.dumps(result))
+        print(dumps(result))
     else:
         for name, value in result.items():
             print(f"{name:40} {value:.5g}")

@@ -11,11 +11,13 @@ import pytest
 
 import surefoot
 from surefoot import config
+from surefoot.settings import check
 
 ROOT = Path(surefoot.__file__).parent
 DOCS = ROOT.parents[1] / "docs"
 ORDER = [
     ["_version", "errors", "compilation", "arrays", "divergences"],
+    ["settings"],
     ["config"],
     ["distributions", "steps"],
     ["spaces"],
@@ -27,20 +29,31 @@ ORDER = [
     ["rules", "bounds"],
     ["sources"],
     ["tabular"],
-    ["certificate"],
+    ["certificate", "sampled_certificate"],
+    ["guard"],
     ["improvement"],
     ["record"],
     ["agent"],
     ["evaluation"],
     ["history"],
+    ["calibration"],
+    ["doctor"],
     ["report"],
     ["progress"],
+    ["stages"],
+    ["iteration"],
     ["training"],
     ["lecture"],
     ["cli"],
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
-INDEPENDENT = {"history": {"errors"}, "report": {"history"}, "progress": set()}
+INDEPENDENT = {
+    "history": {"errors"},
+    "calibration": {"history"},
+    "doctor": {"errors", "history", "calibration"},
+    "report": {"errors", "history", "calibration", "doctor"},
+    "progress": set(),
+}
 FORBIDDEN = {"rules": {"sources", "critic", "record"}}
 FILES = sorted(ROOT.rglob("*.py"))
 
@@ -103,7 +116,7 @@ def test_the_public_names_are_there_and_no_other_is():
 def test_every_setting_has_help_and_a_legal_default():
     for owner, item in map(config.option_field, config.run_options()):
         assert item.metadata["help"].endswith((".", "reset)", "limits."))
-        assert config.check(owner, item.name, item.default) == item.default
+        assert check(owner, item.name, item.default) == item.default
     for rule in config.RULES.values():
         assert rule.__doc__
         rule()

@@ -13,8 +13,8 @@ import pytest
 from gymnasium import spaces
 
 from probes import ACTIONS, INF, OBSERVATIONS, numbers
-from surefoot import config
 from surefoot.errors import SettingError, UnsupportedSpace
+from surefoot.settings import dumps
 from surefoot.spaces import describe, make_encoder, make_head, parse
 
 
@@ -210,7 +210,7 @@ DESCRIBED = {**OBSERVATIONS, **{f"action {name}": space for name, space in ACTIO
 @pytest.mark.parametrize("name", DESCRIBED)
 def test_a_description_gives_the_space_again(name):
     space = DESCRIBED[name]
-    written = config.dumps(describe(space))
+    written = dumps(describe(space))
     again = parse(json.loads(written))
     assert again == space
     assert again.dtype == space.dtype

@@ -21,7 +21,9 @@ from surefoot.distributions import Bernoulli
 from surefoot.geometry import surrogate_gradient
 from surefoot.policy import Policy
 from surefoot.sources import make_source
-from surefoot.training import Learner, begin, estimate_stage, iterate, make_rule, settled
+from surefoot.iteration import Learner, begin, iterate, settled
+from surefoot.stages import estimate_stage
+from surefoot.training import make_rule
 
 TINY = {
     "envs": 2,
@@ -32,7 +34,7 @@ TINY = {
     "evaluation_episodes": 2,
     "progress": False,
 }
-TIMES = {"seconds", "collect_seconds", "update_seconds", "critic_seconds"}
+TIMES = {"seconds", "collect_seconds", "update_seconds", "certify_seconds", "critic_seconds"}
 
 
 def rows_without_times(path):
@@ -171,22 +173,24 @@ def collected(**settings):
 
 def test_a_normaliser_that_drifts_within_an_iteration_shows_in_the_first_ratio():
     source, rule, run, learner, state = collected(envs=4, horizon=16)
-    learner, state, row, _ = iterate(source, rule, run, learner, state)
+    learner, state, told = iterate(source, rule, run, learner, state)
+    row = told.row
     assert row["first_ratio_error"] < 1e-5
     assert row["normaliser_kl"] > 0
     trajectory, _ = source.collect(learner.policy, state, jax.random.key(1))
     drifted = learner.policy.observed(trajectory.observation, np.ones((17, 4), bool))
     for policy, wrong in ((learner.policy, False), (drifted, True)):
-        _, estimates = estimate_stage(learner._replace(policy=policy), trajectory, run.estimator)
+        _, estimates = estimate_stage(policy, learner.critic.critic, learner.returns, trajectory, run.estimator)
         assert (float(estimates.first_ratio_error) > 1e-4) == wrong
 
 
 def test_the_critic_is_fitted_after_the_rule_used_the_old_one():
     source, rule, run, learner, state = collected(envs=4, horizon=16)
     trajectory, _ = source.collect(learner.policy, state, jax.random.split(learner.key, 4)[1])
-    batch, _ = estimate_stage(learner, trajectory, run.estimator)
+    batch, _ = estimate_stage(learner.policy, learner.critic.critic, learner.returns, trajectory, run.estimator)
     policy, _, report = eqx.filter_jit(rule.update)(learner.policy, (), batch, learner.key)
-    after, _, row, _ = iterate(source, rule, run, learner, state)
+    after, _, told = iterate(source, rule, run, learner, state)
+    row = told.row
     np.testing.assert_allclose(row["surrogate_gain"], report.surrogate_gain, rtol=1e-4)
     for name in ("weights", "biases"):
         for one, other in zip(getattr(policy.network, name), getattr(after.policy.network, name), strict=True):
@@ -241,10 +245,10 @@ def test_fitting_the_critic_behind_the_next_collection_changes_no_bit():
         source, rule, run, learner, state = collected(envs=4, horizon=16)
         rows = []
         for _ in range(3):
-            learner, state, row, _ = iterate(source, rule, run, learner, state)
+            learner, state, told = iterate(source, rule, run, learner, state)
             if wait:
                 jax.block_until_ready(learner)
-            rows.append(settled(row))
+            rows.append(settled(told.row) | told.judgement)
         kept = [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
         leaves.append(([np.asarray(x) for x in jax.tree.leaves(learner._replace(key=None))], kept))
     for one, other in zip(leaves[0][0], leaves[1][0], strict=True):
@@ -252,4 +256,5 @@ def test_fitting_the_critic_behind_the_next_collection_changes_no_bit():
     assert leaves[0][1] == leaves[1][1]
     for row in leaves[0][1]:
         assert all(isinstance(value, float) for value in row.pop("multiplier_path"))
-        assert all(isinstance(value, (int, float, bool, type(None))) for value in row.values())
+        assert all(isinstance(value, float) for value in (row.pop("estimated_bounds") or {}).values())
+        assert all(isinstance(value, (int, float, bool, str, type(None))) for value in row.values())

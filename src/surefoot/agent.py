@@ -24,6 +24,7 @@ from surefoot._version import __version__
 from surefoot.errors import RunError, SettingError, SurefootError
 from surefoot.policy import HostPolicy, NeuralPolicy, make_policy
 from surefoot.record import write_atomically
+from surefoot.settings import as_json, dumps
 from surefoot.spaces import describe, lawful, make_encoder, make_head, one_line, parse, unlawful
 
 FORMAT_VERSION = 1
@@ -148,12 +149,12 @@ def save(agent: Agent, folder: str | Path, network: config.Network) -> None:
         "environment": agent.environment,
         "observation_space": describe(agent.observation_space),
         "action_space": describe(agent.action_space),
-        "network": config.as_json(network),
+        "network": as_json(network),
         "dtype": str(agent.policy.normaliser.mean.dtype),
         "tensor_bytes": len(tensors),
     }
     write_atomically(folder / "policy.safetensors", tensors)
-    write_atomically(folder / "policy.json", config.dumps(description, indent=1).encode())
+    write_atomically(folder / "policy.json", dumps(description, indent=1).encode())
 
 
 def load(path: str | os.PathLike) -> Agent:

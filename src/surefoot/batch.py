@@ -94,6 +94,15 @@ def sampled_batch(
     return Batch(observation, mask, action, advantage, old, weight, log_base)
 
 
+def reweighted(batch: Batch, weight: Float[Array, " B"]) -> Batch:
+    """The same sampled rows with other weights, nonnegative and 0 wherever they were; they need not sum to 1 yet."""
+    weight = weight / jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
+    counted = weight > 0
+    change = jnp.log(jnp.where(counted, weight, 1)) - jnp.log(jnp.where(counted, batch.weight, 1))
+    log_base = jnp.where(counted, batch.log_base + change, -jnp.inf)
+    return eqx.tree_at(lambda b: (b.weight, b.log_base), batch, (weight, log_base))
+
+
 def _where_weighted(weight: Float[Array, " B"], leaf: Array) -> Array:
     return jnp.where(weight.reshape(weight.shape + (1,) * (leaf.ndim - 1)) > 0, leaf, jnp.zeros_like(leaf))
 

@@ -7,105 +7,16 @@ Plain dataclasses that import nothing slow. The command line makes its options a
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import typing
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from surefoot.errors import SettingError, did_you_mean
-
-
-def setting(
-    default: Any,
-    help: str,
-    *,
-    above: float | None = None,
-    at_least: float | None = None,
-    below: float | None = None,
-    at_most: float | None = None,
-) -> Any:
-    """A dataclass field that knows what it means and which numbers are legal."""
-    limits = {"above": above, "at_least": at_least, "below": below, "at_most": at_most}
-    return field(default=default, metadata={"help": help, "limits": {k: v for k, v in limits.items() if v is not None}})
-
-
-_COMPARISONS = {
-    "above": ("above", lambda value, limit: value > limit),
-    "at_least": ("at least", lambda value, limit: value >= limit),
-    "below": ("below", lambda value, limit: value < limit),
-    "at_most": ("at most", lambda value, limit: value <= limit),
-}
-
-
-def field_of(settings_class: type, name: str) -> dataclasses.Field:
-    """The dataclass field `name` of a settings class."""
-    return next(item for item in dataclasses.fields(settings_class) if item.name == name)
-
-
-def legal_range(limits: dict[str, float]) -> str:
-    """The limits in words: `above 0 and at most 1`; `any finite number` where there are none."""
-    words = [f"{_COMPARISONS[kind][0]} {limit:g}" for kind, limit in limits.items()]
-    return " and ".join(words) or "any finite number"
-
-
-def check(settings_class: type, name: str, value: Any, shown: str | None = None) -> Any:
-    """`value` as the type that the setting `name` of `settings_class` has; messages call it `shown`.
-
-    Raises SettingError where the value has another type, is not finite, or is outside the legal range.
-    """
-    kind = typing.get_type_hints(settings_class)[name]
-    limits = field_of(settings_class, name).metadata.get("limits", {})
-    name = shown or name
-    options = typing.get_args(kind)
-    if typing.get_origin(kind) is Literal:
-        if value not in options:
-            raise SettingError(f"{name} must be one of {', '.join(map(repr, options))}, but {value!r} came")
-        return value
-    if type(None) in options:
-        if value is None:
-            return None
-        (kind,) = (option for option in options if option is not type(None))
-    if kind is bool:
-        if not isinstance(value, bool):
-            raise SettingError(f"{name} must be True or False, but {value!r} came")
-        return value
-    if kind in (int, float):
-        return _check_number(name, kind, value, limits)
-    if typing.get_origin(kind) is tuple:
-        if isinstance(value, str) or not isinstance(value, (tuple, list)):
-            raise SettingError(f"{name} must be a sequence of whole numbers, but {value!r} came")
-        return tuple(_check_number(name, int, item, limits) for item in value)
-    if not isinstance(value, kind):
-        raise SettingError(f"{name} must be a {kind.__name__}, but {value!r} came")
-    return value
-
-
-def _check_number(name: str, kind: type, value: Any, limits: dict[str, float]) -> Any:
-    wanted = "a whole number" if kind is int else "a number"
-    try:
-        number = kind(value)
-        exact = not isinstance(value, (bool, str)) and float(number) == float(value)
-    except (TypeError, ValueError, OverflowError):
-        exact = False
-    legal = exact and math.isfinite(number) and all(_COMPARISONS[k][1](number, v) for k, v in limits.items())
-    if not legal:
-        raise SettingError(f"{name} must be {wanted}, {legal_range(limits)}, but {value!r} came")
-    return number
+from surefoot.settings import Settings, check, field_of, setting
 
 
 @dataclass(frozen=True)
-class _Settings:
-    """Abstract: settings that check themselves as they are made."""
-
-    def __post_init__(self) -> None:
-        for item in dataclasses.fields(self):
-            value = check(type(self), item.name, getattr(self, item.name))
-            object.__setattr__(self, item.name, value)
-
-
-@dataclass(frozen=True)
-class RuleSettings(_Settings):
+class RuleSettings(Settings):
     """Abstract: the settings of one rule."""
 
     name: ClassVar[str]
@@ -299,7 +210,7 @@ RULES: dict[str, type[RuleSettings]] = {rule.name: rule for rule in (TRPO, NPG, 
 
 
 @dataclass(frozen=True)
-class Network(_Settings):
+class Network(Settings):
     """The policy's network: a multilayer perceptron on the normalised observation."""
 
     hidden: tuple[int, ...] = setting((64, 64), "Width of each hidden layer.", at_least=1)
@@ -309,7 +220,7 @@ class Network(_Settings):
 
 
 @dataclass(frozen=True)
-class Critic(_Settings):
+class Critic(Settings):
     """The value function and its fit."""
 
     hidden: tuple[int, ...] = setting((64, 64), "Width of each hidden layer.", at_least=1)
@@ -320,7 +231,7 @@ class Critic(_Settings):
 
 
 @dataclass(frozen=True)
-class Estimator(_Settings):
+class Estimator(Settings):
     """From rewards and values to advantages."""
 
     discount: float = setting(0.99, "Discount factor of the return.", at_least=0, below=1)
@@ -331,7 +242,7 @@ class Estimator(_Settings):
 
 
 @dataclass(frozen=True)
-class Collection(_Settings):
+class Collection(Settings):
     """Where experience comes from, and how much of it an update sees."""
 
     source: Literal["auto", "gymnasium", "envpool"] = setting(
@@ -351,7 +262,29 @@ class Collection(_Settings):
 
 
 @dataclass(frozen=True)
-class Run(_Settings):
+class Certification(Settings):
+    """The account of every update, and what is done about a bad one."""
+
+    holdout: float = setting(
+        0.0,
+        "Share of the environments, drawn anew for each update, that its step does not see; what it gains on them is "
+        "an unbiased surrogate gain.",
+        at_least=0,
+        below=1,
+    )
+    confidence: float = setting(0.95, "Confidence of the intervals of gains.", above=0, below=1)
+    guard: bool = setting(
+        False,
+        "Take an update back whose realised gain is negative beyond the guard's confidence, and go on from the "
+        "policy before it with half the radius, which then grows back by 2% an update.",
+    )
+    guard_confidence: float = setting(
+        0.99, "How sure the guard must be (one-sided) that an update did harm.", at_least=0.5, below=1
+    )
+
+
+@dataclass(frozen=True)
+class Run(Settings):
     """One whole run."""
 
     steps: int = setting(1_000_000, "Environment steps to train for.", at_least=1)
@@ -361,6 +294,18 @@ class Run(_Settings):
     critic: Critic = field(default_factory=Critic, metadata={"help": Critic.__doc__})
     estimator: Estimator = field(default_factory=Estimator, metadata={"help": Estimator.__doc__})
     collection: Collection = field(default_factory=Collection, metadata={"help": Collection.__doc__})
+    certification: Certification = field(default_factory=Certification, metadata={"help": Certification.__doc__})
+
+    @property
+    def held_out(self) -> int:
+        """How many environments each update's step does not see. Raises SettingError where none would be left."""
+        envs, share = self.collection.envs, self.certification.holdout
+        held = max(1, round(share * envs)) if share else 0
+        if held >= envs:
+            raise SettingError(
+                f"holdout must leave an environment to step on, but {share:g} of {envs} came; take more environments"
+            )
+        return held
 
 
 def groups(settings_class: type) -> dict[str, type]:
@@ -390,7 +335,9 @@ def make_run(**values: Any) -> Run:
         (nested[group] if group else arguments)[item] = value
     for group, kind in groups(Run).items():
         arguments[group] = kind(**nested[group])
-    return Run(**arguments)
+    run = Run(**arguments)
+    _ = run.held_out  # refused before anything is made
+    return run
 
 
 def run_options() -> dict[str, tuple[str, str]]:
@@ -412,21 +359,3 @@ def option_field(name: str) -> tuple[type, dataclasses.Field]:
     group, item = run_options()[name]
     owner = groups(Run)[group] if group else Run
     return owner, field_of(owner, item)
-
-
-def as_json(value: Any) -> Any:
-    """`value` with every non-finite number as one of the strings "inf", "-inf", "nan", ready for JSON."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return as_json(dataclasses.asdict(value))
-    if isinstance(value, dict):
-        return {str(key): as_json(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [as_json(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
-    return value
-
-
-def dumps(value: Any, **options: Any) -> str:
-    """JSON text of `value` that any strict reader accepts."""
-    return json.dumps(as_json(value), allow_nan=False, **options)

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 
 from surefoot.agent import Agent
-from surefoot.errors import EnvironmentFault, RunError, SettingError
+from surefoot.errors import EnvironmentFault, RunError, SettingError, SurefootError
 from surefoot.sources.environments import environment_name, maker
+from surefoot.sources.guard import line
 from surefoot.sources.gymnasium import GymnasiumSimulator
 from surefoot.spaces import make_encoder, make_head, one_line
 
@@ -95,6 +96,45 @@ def evaluate(
         "return": {"mean": float(np.mean(returns)), "std": float(np.std(returns)), "episodes": episodes},
         "length": {"mean": float(np.mean(lengths))},
     }
+
+
+def repeatable(agent: Agent, environment: str | Callable[[], Any], *, seed: int = 0, steps: int = 100) -> bool:
+    """Whether two of the environment, reset with one seed and given the same actions, show the same bits.
+
+    Raises EnvironmentFault where an environment fails.
+    """
+    name = environment_name(environment)
+    copies = [maker(environment)() for _ in range(2)]
+    generator = np.random.default_rng(np.random.SeedSequence((seed, 0x5A3E)))
+    try:
+        shown = [env.reset(seed=seed % 2**31) for env in copies]
+        for _ in range(steps):
+            if not _same([observation for observation, _ in shown]):
+                return False
+            observation, info = shown[0]
+            mask = info.get("action_mask")
+            action = agent.act(observation, mask, deterministic=False, generator=generator)
+            stepped = [env.step(action) for env in copies]
+            if not _same([result[:4] for result in stepped]):
+                return False
+            shown = [(result[0], result[4]) for result in stepped]
+            if stepped[0][2] or stepped[0][3]:
+                shown = [env.reset() for env in copies]
+        return True
+    except SurefootError:
+        raise
+    except Exception as error:
+        raise EnvironmentFault(f"{name}: {line(error)}") from error
+    finally:
+        for env in copies:
+            env.close()
+
+
+def _same(pair: list[Any]) -> bool:
+    one, other = (jax.tree.leaves(item) for item in pair)
+    return len(one) == len(other) and all(
+        np.array_equal(a, b, equal_nan=np.asarray(a).dtype.kind == "f") for a, b in zip(one, other, strict=True)
+    )
 
 
 def film(agent: Agent, environment: str | Callable[[], Any], file: str | Path, *, seed: int = 0) -> None:

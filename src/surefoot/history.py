@@ -22,11 +22,13 @@ class History:
         path: the run's folder.
         config: its config.json.
         rows: one dictionary an update, in order; null where an update has no such value.
+        evaluation: its evaluation.json; None where the run did not come to its end.
     """
 
     path: Path
     config: dict[str, Any]
     rows: list[dict[str, Any]]
+    evaluation: dict[str, Any] | None = None
 
     def column(self, key: str) -> np.ndarray:
         """One metric over all updates, float64 [updates]; NaN where it is null. Raises RunError if unknown."""
@@ -66,4 +68,17 @@ def read(path: str | os.PathLike) -> History:
         rows.append(row)
     if not isinstance(configuration, dict):
         raise RunError(f"{folder}/config.json is not a JSON object")
-    return History(folder, configuration, rows)
+    return History(folder, configuration, rows, _evaluation(folder))
+
+
+def _evaluation(folder: Path) -> dict[str, Any] | None:
+    file = folder / "evaluation.json"
+    if not file.exists():
+        return None
+    try:
+        found = json.loads(file.read_text())
+        if not isinstance(found, dict):
+            raise ValueError("not an object")
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file} cannot be read: {error}") from None
+    return found

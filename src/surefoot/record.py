@@ -9,9 +9,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from surefoot import config
 from surefoot._version import __version__
 from surefoot.errors import RunError
+from surefoot.settings import dumps
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
@@ -69,21 +69,21 @@ class Recorder:
     def __init__(self, folder: Path, configuration: dict[str, Any]):
         """Write config.json (the settings, with the versions in use) and open metrics.jsonl."""
         self.folder = folder
-        content = config.dumps({**configuration, "versions": versions()}, indent=1)
+        content = dumps({**configuration, "versions": versions()}, indent=1)
         write_atomically(folder / "config.json", content.encode())
         self._metrics = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed by `close`
 
     def append(self, row: dict[str, Any]) -> None:
         """Write one update's row. Raises RunError where the disk refuses it."""
         try:
-            self._metrics.write(config.dumps(row) + "\n")
+            self._metrics.write(dumps(row) + "\n")
             self._metrics.flush()
         except OSError as error:
             raise RunError(f"{self.folder}/metrics.jsonl cannot be written: {error.strerror}") from error
 
     def write(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file of the run."""
-        write_atomically(self.folder / name, config.dumps(content, indent=1).encode())
+        write_atomically(self.folder / name, dumps(content, indent=1).encode())
 
     def close(self) -> None:
         """Close metrics.jsonl."""

@@ -6,69 +6,23 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from typing import Any
 
 from surefoot import agent as artefact
 from surefoot import config
-from surefoot.advantage import estimate
-from surefoot.batch import Batch, Trajectory, weighted_sum
 from surefoot.compilation import keep_compiled_programs
-from surefoot.critic import CriticReport, CriticState, fit, make_critic
 from surefoot.errors import SettingError, SurefootError, did_you_mean
-from surefoot.evaluation import evaluate
-from surefoot.geometry import subsample
-from surefoot.policy import NeuralPolicy, make_policy
+from surefoot.evaluation import evaluate, repeatable
+from surefoot.iteration import Iteration, Learner, begin, iterate, settled, unjudged
 from surefoot.progress import Progress
 from surefoot.record import Recorder, new_run_folder
 from surefoot.report.curve import learning_curve
-from surefoot.rules import RULES, Memory, Rule, UpdateReport
+from surefoot.rules import RULES, Rule
+from surefoot.settings import as_json
 from surefoot.sources import make_source
 from surefoot.sources.base import Source
 from surefoot.sources.environments import environment_name
-
-_DRIFT_ROWS = 256  # on which the normaliser's movement is measured
-
-
-class Learner(NamedTuple):
-    """Everything that learning changes, as one tree.
-
-    Attributes:
-        policy: with its normaliser.
-        memory: the rule's.
-        critic: with its optimiser.
-        returns: return so far of each environment's running episode, [N].
-        key: split once an update, never reused.
-    """
-
-    policy: NeuralPolicy
-    memory: Memory
-    critic: CriticState
-    returns: Float[Array, " N"]
-    key: PRNGKeyArray
-
-
-class Estimates(NamedTuple):
-    """What the estimate stage knows beside the batch.
-
-    Attributes:
-        target: value targets, [B].
-        episode_return: return since each episode's start after each row, [T, N].
-        first_ratio_error: largest |pi(a|s) / pi_collecting(a|s) - 1| over real rows: 0 but for rounding,
-            unless what is updated is not what collected.
-        action_saturation: share of the sampled action coordinates that the action bounds cut off.
-    """
-
-    target: Float[Array, " B"]
-    episode_return: Float[Array, "T N"]
-    first_ratio_error: Float[Array, ""]
-    action_saturation: Float[Array, ""]
 
 
 @dataclass(frozen=True)
@@ -132,15 +86,6 @@ def make_rule(rule: Rule | str) -> Rule:
     return RULES[rule]()
 
 
-def begin(source: Source, rule: Rule, run: config.Run) -> tuple[Learner, Any]:
-    """A fresh learner and the source's first state, from the run's seed alone."""
-    policy_key, critic_key, source_key, key = _four_keys(jax.random.key(run.seed))
-    policy = make_policy(source.observation_space, source.action_space, run.network, policy_key)
-    critic = make_critic(source.observation_space, run.critic, critic_key, normalise=run.network.normalise)
-    learner = Learner(policy, rule.init(policy), critic, jax.device_put(np.zeros(source.envs, np.float32)), key)
-    return learner, source.reset(source_key)
-
-
 def _train(
     environment: str | Callable[[], Any], rule: Rule, run: config.Run, source: Source, out: Any, progress: bool
 ) -> Run:
@@ -151,26 +96,26 @@ def _train(
     title = f"{name} · {rule_name} · seed {run.seed}"
     steps = updates = 0
     begun = time.perf_counter()
-    unrecorded: list[tuple[dict[str, Any], np.ndarray]] = []  # the last update, whose critic is being fitted
+    unrecorded: list[Iteration] = []  # the last one, whose critic is being fitted and whose update is not judged yet
 
-    def record(view: Progress) -> None:
+    def record(view: Progress, judgement: dict[str, Any]) -> None:
         while unrecorded:
-            row, returns = unrecorded.pop()
-            row = settled(row)
+            done = unrecorded.pop()
+            row = settled(done.row) | judgement
             recorder.append(row)
-            view.show(row, returns)
+            view.show(row, done.returns)
 
     try:
         with Progress(title, run.steps, trust_region=rule.settings_class.trust_region, shown=progress) as view:
             try:
                 while steps < run.steps:
-                    learner, state, row, returns = iterate(source, rule, run, learner, state)
-                    record(view)
-                    steps, updates = steps + row["experience"], updates + 1
-                    row = {"update": updates, "steps": steps, "seconds": time.perf_counter() - begun, **row}
-                    unrecorded.append((row, returns))
+                    learner, state, done = iterate(source, rule, run, learner, state)
+                    record(view, done.judgement)
+                    steps, updates = steps + done.row["experience"], updates + 1
+                    counted = {"update": updates, "steps": steps, "seconds": time.perf_counter() - begun}
+                    unrecorded.append(done._replace(row=counted | done.row))
             finally:
-                record(view)
+                record(view, unjudged("no batch followed"))
     except SurefootError as error:
         _save(learner, source, name, run, folder)
         raise type(error)(f"{error} (what was recorded until then is in {folder})") from error
@@ -182,7 +127,7 @@ def _train(
     seconds = time.perf_counter() - begun
     trained = _save(learner, source, name, run, folder)
     result = evaluate(trained, environment, episodes=run.evaluation_episodes, seed=run.seed)
-    recorder.write("evaluation.json", result)
+    recorder.write("evaluation.json", result | {"repeatable": repeatable(trained, environment, seed=run.seed)})
     return Run(folder, steps, updates, seconds, result, trained)
 
 
@@ -196,8 +141,8 @@ def configuration(environment: str, rule: Rule, run: config.Run) -> dict[str, An
         "environment": environment,
         "rule": rule.settings_class.name,
         "trust_region": rule.settings_class.trust_region,
-        "rule_settings": config.as_json(rule.settings()),
-        **config.as_json(plain),
+        "rule_settings": as_json(rule.settings()),
+        **as_json(plain),
     }
 
 
@@ -206,143 +151,3 @@ def _save(learner: Learner, source: Source, name: str, run: config.Run, folder: 
     artefact.save(agent, folder / "policy", run.network)
     learning_curve(folder)
     return agent
-
-
-def iterate(
-    source: Source, rule: Rule, run: config.Run, learner: Learner, state: Any
-) -> tuple[Learner, Any, dict[str, Any], np.ndarray]:
-    """One iteration: collect, estimate, update, fit the critic; its metrics row and the returns that ended in it.
-
-    The critic's fit is begun and not waited for: nothing needs the critic before the next estimate, so it
-    is fitted while the next experience is collected. Until `settled`, its figures in the row are promises.
-    """
-    key, collect_key, update_key, critic_key = _four_keys(learner.key)
-    started = time.perf_counter()
-    trajectory, state = source.collect(learner.policy, state, collect_key)
-    collected = time.perf_counter()
-    jax.block_until_ready(learner.critic)
-    waited = time.perf_counter()
-    trajectory = jax.device_put(trajectory)
-    batch, estimates = estimate_stage(learner, trajectory, run.estimator)
-    policy, memory, report, normaliser_kl = update_stage(
-        rule, learner.policy, learner.memory, trajectory, batch, update_key
-    )
-    critic, critic_report = critic_stage(learner.critic, run.critic, trajectory, batch, estimates.target, critic_key)
-    report, estimates, normaliser_kl = jax.device_get((report, estimates, normaliser_kl))
-    updated = time.perf_counter()
-
-    learner = Learner(policy, memory, critic, jax.device_put(estimates.episode_return[-1]), key)
-    reset, terminated, truncated, age = jax.device_get(
-        (trajectory.reset, trajectory.terminated, trajectory.truncated, trajectory.time)
-    )
-    ended = (terminated | truncated) & ~reset
-    returns = estimates.episode_return[ended]
-    row = {
-        "experience": int(np.sum(~reset)),
-        "collect_seconds": collected - started,
-        "critic_seconds": waited - collected,
-        "update_seconds": updated - waited,
-        **_episode_metrics(returns, age[ended] + 1),
-        "radius": float(getattr(rule, "radius", np.nan)),
-        **_plain(report),
-        **critic_report._asdict(),
-        "first_ratio_error": float(estimates.first_ratio_error),
-        "action_saturation": float(estimates.action_saturation),
-        "normaliser_kl": float(normaliser_kl),
-    }
-    return learner, state, row, returns
-
-
-@jax.jit
-def _four_keys(key: PRNGKeyArray) -> tuple[PRNGKeyArray, ...]:
-    return tuple(jax.random.split(key, 4))
-
-
-def settled(row: dict[str, Any]) -> dict[str, Any]:
-    """The row as plain numbers, once the critic's fit is done."""
-    return {name: value.item() if isinstance(value, jax.Array) else value for name, value in row.items()}
-
-
-@partial(jax.jit, static_argnames="settings")
-def estimate_stage(learner: Learner, trajectory: Trajectory, settings: config.Estimator) -> tuple[Batch, Estimates]:
-    """Values in one batched call, advantages, and checks on what was collected."""
-    policy = learner.policy
-    before = jax.tree.map(lambda leaf: leaf[:-1], (trajectory.observation, trajectory.mask))
-    old = policy(*before)
-    batch, target = estimate(
-        trajectory,
-        learner.critic.critic(trajectory.observation),
-        old,
-        discount=settings.discount,
-        gae_lambda=settings.gae_lambda,
-        weighting=settings.state_weighting,
-    )
-    real = ~trajectory.reset
-    ratio_error = jnp.abs(jnp.expm1(old.log_prob(trajectory.action) - trajectory.log_prob))
-    cut = policy.action_map.saturated(trajectory.action)
-    cut = jnp.mean(cut.reshape(*real.shape, -1), axis=-1)
-    return batch, Estimates(
-        target=target,
-        episode_return=_returns_so_far(trajectory, learner.returns),
-        first_ratio_error=jnp.max(jnp.where(real, ratio_error, 0)),
-        action_saturation=jnp.sum(cut * real) / jnp.maximum(jnp.sum(real), 1),
-    )
-
-
-@jax.jit
-def update_stage(
-    rule: Rule, policy: NeuralPolicy, memory: Memory, trajectory: Trajectory, batch: Batch, key: PRNGKeyArray
-) -> tuple[NeuralPolicy, Memory, UpdateReport, Array]:
-    """The rule's update, then this iteration's observations into the normaliser, and the mean KL that that took."""
-    updated, memory, report = rule.update(policy, memory, batch, key)
-    assert isinstance(updated, NeuralPolicy)
-    observed = updated.observed(_before(trajectory), ~trajectory.reset)
-    part = subsample(batch, _DRIFT_ROWS / batch.size)
-    drift = updated(part.observation, part.mask).kl(observed(part.observation, part.mask))
-    return observed, memory, report, weighted_sum(part.weight, drift)
-
-
-@partial(jax.jit, static_argnames="settings")
-def critic_stage(
-    critic: CriticState,
-    settings: config.Critic,
-    trajectory: Trajectory,
-    batch: Batch,
-    target: Array,
-    key: PRNGKeyArray,
-) -> tuple[CriticState, CriticReport]:
-    """The critic's fit, after the rule has used the old one's advantages, and then its normaliser."""
-    fitted, report = fit(critic, settings, batch.observation, target, batch.weight, key)
-    return fitted._replace(critic=fitted.critic.observed(_before(trajectory), ~trajectory.reset)), report
-
-
-def _before(trajectory: Trajectory) -> Any:
-    """What each row's action was chosen on."""
-    return jax.tree.map(lambda leaf: leaf[:-1], trajectory.observation)
-
-
-def _returns_so_far(trajectory: Trajectory, carried: Float[Array, " N"]) -> Float[Array, "T N"]:
-    def forward(total, row):
-        reward, reset, time = row
-        # Not every episode begins with a reset row: a restarted source just begins anew.
-        total = jnp.where(reset, 0, jnp.where(time == 0, reward, total + reward))
-        return total, total
-
-    rows = (trajectory.reward, jnp.asarray(trajectory.reset), jnp.asarray(trajectory.time))
-    return jax.lax.scan(forward, carried, rows)[1]
-
-
-def _episode_metrics(returns: np.ndarray, lengths: np.ndarray) -> dict[str, Any]:
-    none = len(returns) == 0
-    return {
-        "episodes": len(returns),
-        "return_mean": None if none else float(returns.mean()),
-        "return_std": None if none else float(returns.std()),
-        "return_min": None if none else float(returns.min()),
-        "return_max": None if none else float(returns.max()),
-        "length_mean": None if none else float(lengths.mean()),
-    }
-
-
-def _plain(report: NamedTuple) -> dict[str, Any]:
-    return {name: np.asarray(value).tolist() for name, value in report._asdict().items()}

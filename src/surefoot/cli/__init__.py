@@ -12,11 +12,11 @@ import sys
 import warnings
 from typing import Any, NoReturn
 
-from surefoot import config
 from surefoot._version import __version__
 from surefoot.cli import certify, evaluate, exact, lecture, train
 from surefoot.cli.options import EXAMPLE, Parser
 from surefoot.errors import SurefootError
+from surefoot.settings import dumps
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -63,5 +63,5 @@ def main(argv: list[str] | None = None) -> int:
         print("surefoot: stopped; what was recorded until then is in the run's folder", file=sys.stderr)
         return 130
     if arguments.json:
-        print(config.dumps(result))
+        print(dumps(result))
     return 0

@@ -9,6 +9,7 @@ from typing import Any
 from surefoot import config
 from surefoot.cli.options import add_rule_options, number, rule_settings, whole
 from surefoot.errors import SettingError
+from surefoot.settings import check, dumps
 
 _LINES = 25
 
@@ -72,7 +73,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     keep_compiled_programs()
     settings = dict(EXACT_DEFAULTS)
     if arguments.eta is not None:
-        settings["eta"] = config.check(config.NPG, "eta", arguments.eta)
+        settings["eta"] = check(config.NPG, "eta", arguments.eta)
     plain_rule = rule_settings(arguments, **settings)
     mdp = load(arguments.mdp, discount=arguments.discount, horizon=arguments.horizon)
     given = dataclasses.asdict(plain_rule)
@@ -117,12 +118,12 @@ def _write(folder: Any, described: dict[str, Any], result: dict[str, Any], initi
 
     from surefoot.record import versions, write_atomically
 
-    write_atomically(folder / "config.json", config.dumps(described | {"versions": versions()}, indent=1).encode())
+    write_atomically(folder / "config.json", dumps(described | {"versions": versions()}, indent=1).encode())
     for name, policy in (("initial", initial), ("final", final)):
         buffer = io.BytesIO()
         np.save(buffer, policy, allow_pickle=False)
         write_atomically(folder / f"policy_{name}.npy", buffer.getvalue())
-    write_atomically(folder / "exact.json", config.dumps(result, indent=1).encode())
+    write_atomically(folder / "exact.json", dumps(result, indent=1).encode())
 
 
 class _Account:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from surefoot import config
 from surefoot.errors import SettingError, did_you_mean
+from surefoot.settings import field_of, legal_range
 
 EXAMPLE = "surefoot train CartPole-v1"
 
@@ -74,7 +75,7 @@ def add_setting(
     default = " ".join(map(str, item.default)) if isinstance(item.default, tuple) else item.default
     text = f"{item.metadata['help']} (default {default}{note})".replace("%", "%%")
     if limits:
-        text = f"{text} [{config.legal_range(limits)}]"
+        text = f"{text} [{legal_range(limits)}]"
     options = [o for o in typing.get_args(kind) if o is not type(None)]
     common = {"dest": destination, "default": argparse.SUPPRESS, "help": text}
     if typing.get_origin(kind) is typing.Literal:
@@ -99,8 +100,8 @@ def add_rule_options(parser: Any, names: list[str]) -> None:
             seen.setdefault(item.name, []).append(rule_name)
     for name, having in seen.items():
         owner = config.RULES[having[0]]
-        item = config.field_of(owner, name)
-        defaults = {rule: config.field_of(config.RULES[rule], name).default for rule in having}
+        item = field_of(owner, name)
+        defaults = {rule: field_of(config.RULES[rule], name).default for rule in having}
         note = "".join(f", {rule} {value}" for rule, value in defaults.items() if value != item.default)
         option = "--radius" if name == "radius" else f"--rule.{name}"
         add_setting(rules, option, f"rule.{name}", owner, item, f"{note}; {', '.join(having)}")

@@ -27,7 +27,13 @@ def add(commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output and nothing else")
     general = parser.add_argument_group("run")
     groups = {"": general}
-    titles = {"network": "policy network", "critic": "critic", "estimator": "advantages", "collection": "collection"}
+    titles = {
+        "network": "policy network",
+        "critic": "critic",
+        "estimator": "advantages",
+        "collection": "collection",
+        "certification": "certificates and guard",
+    }
     for name, (group, _) in config.run_options().items():
         if group not in groups:
             groups[group] = parser.add_argument_group(titles[group])

@@ -29,6 +29,7 @@ class UpdateReport(NamedTuple):
 
     Attributes:
         accepted: whether the policy was changed.
+        scale: share of the proposed step that was taken: 1 unless it was shortened, 0 where it was refused.
         predicted_gain: g^T step, the linear model of the surrogate gain of the proposed step.
         surrogate_gain: of the returned policy on the batch, sum of base (pi' - pi) A.
         predicted_kl: step^T F step / 2, the quadratic model of the KL of the proposed step, nats.
@@ -50,6 +51,7 @@ class UpdateReport(NamedTuple):
     """
 
     accepted: Bool[Array, ""]
+    scale: Float[Array, ""]
     predicted_gain: Float[Array, ""]
     surrogate_gain: Float[Array, ""]
     predicted_kl: Float[Array, ""]
@@ -185,6 +187,7 @@ def report_of(
     told: Movement = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), moved, unmoved(batch))
     return UpdateReport(
         accepted=accepted,
+        scale=jnp.where(accepted, proposal.scale, 0),
         predicted_gain=proposal.predicted_gain * unit,
         surrogate_gain=told.surrogate_gain * unit,
         predicted_kl=proposal.predicted_kl,

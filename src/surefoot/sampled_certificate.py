@@ -1,0 +1,320 @@
+"""What samples tell of an update: its realised gain from two consecutive batches, and bounds estimated from one.
+
+Gains here are differences of return. A mean over the batch's states becomes one by the effective horizon
+1/(1 - g (1 - w)), w the share of steps that terminate: 1/(1-g) where nothing ends, and the expected discounted
+length of an episode where the states after an end are left out of the mean, as they are in a batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeAlias
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from surefoot.batch import Batch, Trajectory, weighted_sum
+from surefoot.bounds import CATALOGUE, Discounted
+from surefoot.geometry import ratio_mass
+from surefoot.policy import Policy
+
+FEWEST_ENVIRONMENTS = 8
+FEWEST_ROWS = 30
+LEAST_COVERAGE = 0.5
+_RESAMPLES = 1000
+
+
+class Sums(NamedTuple):
+    """Weighted sums of one quantity over each environment's rows, and the weights' own; [N] each."""
+
+    total: Float[np.ndarray, " N"]
+    weight: Float[np.ndarray, " N"]
+
+    @property
+    def mean(self) -> float:
+        """The weighted mean over all environments; NaN where nothing has weight."""
+        weight = float(np.sum(self.weight))
+        return float(np.sum(self.total)) / weight if weight > 0 else float("nan")
+
+
+class Estimate(NamedTuple):
+    """A number with its bootstrap interval over environments, or null with the reason."""
+
+    value: float | None = None
+    lower: float | None = None
+    upper: float | None = None
+    reason: str | None = None
+
+
+class SampledCertificate(NamedTuple):
+    """The part of an update's account that its own batch can give. Gains are differences of return.
+
+    Attributes:
+        kl_ratio: real over predicted KL of the step that was taken; None where nothing was predicted.
+        gain_ratio: surrogate gain over the linear model's.
+        promised_gain: the surrogate gain as a return.
+        estimated_bounds: lower bound on the gain by bound id, everything in it estimated from the batch: spans and
+            maxima are the batch's, which are only lower bounds on the true ones. None where it cannot say.
+        estimated_bounds_reason: why not.
+        estimated_bounds_rows: effective sample size of the discounted weights, in rows.
+        best_bound: id of the largest of them.
+        best_bound_lower: what it says.
+        vacuous: whether that is no more than that rewards are bounded.
+    """
+
+    kl_ratio: float | None
+    gain_ratio: float | None
+    promised_gain: float
+    estimated_bounds: dict[str, float] | None
+    estimated_bounds_reason: str | None
+    estimated_bounds_rows: float
+    best_bound: str | None
+    best_bound_lower: float | None
+    vacuous: bool | None
+
+
+def temporal_difference(
+    trajectory: Trajectory, value: Float[Array, "T_plus_1 N"], discount: Float[Array, ""] | float
+) -> Float[Array, "T N"]:
+    """delta_f = r + g f(s') - f(s) of each row; f is 0 after a termination."""
+    going_on = 1 - jnp.asarray(trajectory.terminated, value.dtype)
+    return trajectory.reward + discount * going_on * value[1:] - value[:-1]
+
+
+def over_environments(value: Float[Array, "T N"], weight: Float[Array, "T N"]) -> tuple[Array, Array]:
+    """Sums over time of weight * value (0 where the weight is 0) and of the weight, [N] each."""
+    return jnp.sum(weight * jnp.where(weight > 0, value, 0), axis=0), jnp.sum(weight, axis=0)
+
+
+def effective_horizon(discount: float, terminating: float) -> float:
+    """1/(1 - g (1 - w)) steps, for the share w of steps that terminate."""
+    return 1 / (1 - discount * (1 - terminating))
+
+
+def realised_gain(before: Sums, after: Sums, horizon: float, confidence: float) -> Estimate:
+    """J(pi') - J(pi) from what both policies met, without further episodes.
+
+    For any function f of states, J(pi') - J(pi) = (<d', delta_f> - <d, delta_f>)/(1-g) (the performance difference,
+    Kakade & Langford 2002, telescoped with f in place of V): the mean temporal difference of a critic frozen at the
+    update, in the batch that pi' collected less that in the batch that pi collected. With the critic exact it is
+    the mean advantage of pi' over its own states.
+
+    Arguments:
+        before: of delta_f in the batch that the update was computed from.
+        after: the same in the next one.
+        horizon: steps that make a mean a return.
+        confidence: of the percentile interval, in (0, 1); environments are resampled, each with both its batches.
+
+    Differences from the source: (1) the two batches stand for d and d' with the run's weighting of states, so
+    without discounted weights this is the gain for starts where the batches are; an f that is wrong in different
+    ways where the two batches happen to be adds that difference.
+    """
+    if not (before.weight.sum() > 0 and after.weight.sum() > 0):
+        return Estimate(reason="a batch without experience")
+    value = horizon * (after.mean - before.mean)
+    if not np.isfinite(value):
+        return Estimate(reason="the critic's values are not finite")
+    return interval(value, horizon * (_resampled(after) - _resampled(before)), len(before.weight), confidence)
+
+
+def held_out_gain(sums: Sums, horizon: float, confidence: float) -> Estimate:
+    """The surrogate gain on environments that the step was not fitted to, which makes it unbiased, as a return."""
+    held = sums.weight > 0
+    if not held.any():
+        return Estimate(reason="a batch without experience")
+    sums = Sums(sums.total[held], sums.weight[held])
+    return interval(horizon * sums.mean, horizon * _resampled(sums), int(held.sum()), confidence)
+
+
+def interval(value: float, draws: Float[np.ndarray, " K"], environments: int, confidence: float) -> Estimate:
+    """The percentile interval of bootstrap `draws`; none with too few environments to resample."""
+    if environments < FEWEST_ENVIRONMENTS:
+        reason = f"{environments} environments are too few to resample (at least {FEWEST_ENVIRONMENTS})"
+        return Estimate(value=value, reason=reason)
+    lower, upper = np.nanquantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Estimate(value, float(lower), float(upper))
+
+
+def _resampled(sums: Sums) -> Float[np.ndarray, " K"]:
+    counts = _counts(len(sums.weight))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (counts @ sums.total) / (counts @ sums.weight)
+
+
+def _counts(environments: int) -> Float[np.ndarray, "K N"]:
+    """How often each environment is drawn in each resample: one fixed table, so that a certificate depends on
+    nothing but the batches."""
+    if environments not in _COUNTS:
+        generator = np.random.default_rng(environments)
+        share = np.full(environments, 1 / environments)
+        _COUNTS[environments] = generator.multinomial(environments, share, size=_RESAMPLES).astype(np.float64)
+    return _COUNTS[environments]
+
+
+_COUNTS: dict[int, np.ndarray] = {}
+
+
+Scalar: TypeAlias = Any
+"""An array of no shape on the device, a float on the host."""
+
+
+class Moved(NamedTuple):
+    """How a policy moved and what it gains, with weights g^t: what the bounds are estimated from.
+
+    Means are over the batch's live states. Abar of a row's state is estimated by (ratio - 1) A.
+    """
+
+    surrogate: Scalar
+    terminating: Scalar
+    mean_tv: Scalar
+    max_tv: Scalar
+    mean_kl: Scalar
+    mean_reverse_kl: Scalar
+    max_kl: Scalar
+    smallest: Scalar
+    largest: Scalar
+    largest_advantage: Scalar
+    least_reward: Scalar
+    most_reward: Scalar
+    error: Scalar
+    start_value: Scalar
+
+
+def advantage_change(policy: Policy, batch: Batch) -> Float[Array, " B"]:
+    """(ratio - 1) A of each row, 0 where it has no weight: its mean is the surrogate gain with far less noise than
+    ratio A has."""
+    new = ratio_mass(batch, policy(batch.observation, batch.mask).log_prob(batch.action))
+    old = ratio_mass(batch, batch.old.log_prob(batch.action))
+    counted = batch.weight > 0
+    share = jnp.where(counted, new - old, 0) / jnp.where(counted, batch.weight, 1)
+    return share * batch.advantage
+
+
+def movement_from_start(
+    policy: Policy,
+    batch: Batch,
+    weight: Float[Array, " B"],
+    *,
+    time: Int[Array, " B"],
+    terminated: Bool[Array, " B"],
+    reward: Float[Array, " B"],
+    error: Float[Array, " B"],
+    value: Float[Array, " B"],
+) -> Moved:
+    """`Moved` of a policy under weights [B] that sum to 1; `error` is delta_f and `value` f of each row."""
+    new = policy(batch.observation, batch.mask)
+    tv, kl, reverse = batch.old.tv(new), batch.old.kl(new), new.kl(batch.old)
+    change = advantage_change(policy, batch)
+    counted = weight > 0
+
+    def largest(x: Array) -> Array:
+        return jnp.max(jnp.where(counted, x, -jnp.inf))
+
+    first = (counted & (time == 0)).astype(weight.dtype)
+    return Moved(
+        surrogate=weighted_sum(weight, change),
+        terminating=weighted_sum(weight, terminated.astype(weight.dtype)),
+        mean_tv=weighted_sum(weight, tv),
+        max_tv=largest(tv),
+        mean_kl=weighted_sum(weight, kl),
+        mean_reverse_kl=weighted_sum(weight, reverse),
+        max_kl=largest(kl),
+        smallest=-largest(-change),
+        largest=largest(change),
+        largest_advantage=largest(jnp.abs(batch.advantage)),
+        least_reward=-largest(-reward),
+        most_reward=largest(jnp.abs(reward)),
+        error=weighted_sum(weight, error),
+        start_value=weighted_sum(first / jnp.maximum(jnp.sum(first), 1), value),
+    )
+
+
+def discounted_rows(
+    time: Int[np.ndarray, "T N"], real: Bool[np.ndarray, "T N"], discount: float
+) -> tuple[float, str | None]:
+    """The effective sample size of the weights g^t, and why the batch cannot stand for the discounted visitation.
+
+    None as the reason where it can: there are rows of time 0, at least 30 effective rows, and the batch's times
+    leave out less than half of the visitation. The last is judged by the count of rows at each time, which should
+    not be below that of any later time, as who is there later was there before.
+    """
+    times = time[real]
+    if not times.size:
+        return 0.0, "a batch without experience"
+    weight = discount ** times.astype(np.float64)
+    rows = float(weight.sum() ** 2 / np.sum(weight**2)) if weight.any() else 0.0
+    if not np.any(times == 0):
+        return rows, "no episode begins in this batch"
+    if rows < FEWEST_ROWS:
+        return rows, f"{rows:.1f} effective rows are too few (at least {FEWEST_ROWS})"
+    counts = np.bincount(times)
+    expected = np.maximum.accumulate(counts[::-1])[::-1]
+    discounts = discount ** np.arange(len(counts))
+    after = float(expected[-1]) * discount ** len(counts) / (1 - discount)
+    covered = float(discounts @ counts) / (float(discounts @ expected) + after)
+    if covered < LEAST_COVERAGE:
+        return rows, f"the batch's times cover {covered:.0%} of the discounted visitation"
+    return rows, None
+
+
+def estimated_bounds(moved: Moved, discount: float) -> tuple[dict[str, float], bool]:
+    """Every bound of the catalogue that samples can be asked for, as a lower bound on the gain in return; whether
+    the best is vacuous. All of it is estimated: a batch's span and maxima are only lower bounds on the true ones.
+    """
+    horizon = effective_horizon(discount, moved.terminating)
+    # Beyond an end nothing differs: there the disagreement and Abar are 0, with the rest of the visitation.
+    live = (1 - discount) * horizon
+    ends = live < 1 - 1e-12
+    low, high = (min(moved.smallest, 0.0), max(moved.largest, 0.0)) if ends else (moved.smallest, moved.largest)
+    quantities = Discounted(
+        discount=discount,
+        span=max(high - low, 0.0),
+        largest=max(abs(low), abs(high)),
+        largest_advantage=moved.largest_advantage,
+        mean_tv=live * moved.mean_tv,
+        max_tv=min(moved.max_tv, 1.0),
+        mean_kl=live * moved.mean_kl,
+        mean_reverse_kl=live * moved.mean_reverse_kl,
+        max_kl=moved.max_kl,
+        shift=float("nan"),
+        overlap=float("nan"),
+        transfer=float("nan"),
+        least_reward=moved.least_reward,
+        largest_reward=moved.most_reward,
+    )
+    gain = horizon * moved.surrogate
+    lower = {
+        bound.id: gain - bound.discounted(quantities) / (1 - discount)
+        for bound in CATALOGUE
+        if bound.needs == "samples" and bound.valid(quantities)
+    }
+    expected_return = moved.start_value + horizon * moved.error
+    # An episode that can end at once cannot be made to earn less than its first reward where rewards are positive.
+    steps = 1.0 if ends and moved.least_reward > 0 else 1 / (1 - discount)
+    return lower, max(lower.values()) <= moved.least_reward * steps - expected_return
+
+
+def sampled_certificate(
+    report: Any, horizon: float, rows: float, reason: str | None, moved: Moved | None, discount: float
+) -> SampledCertificate:
+    """The account of an update from its UpdateReport (plain numbers) and, where the batch can say, `moved`."""
+    taken = bool(report.accepted)
+    predicted_kl = float(report.scale) ** 2 * float(report.predicted_kl)
+    predicted_gain = float(report.scale) * float(report.predicted_gain)
+    bounds, vacuous = (None, None) if moved is None else estimated_bounds(Moved(*map(float, moved)), discount)
+    best = max(bounds, key=lambda name: bounds[name]) if bounds else None
+    return SampledCertificate(
+        kl_ratio=_ratio(float(report.kl), predicted_kl) if taken else None,
+        gain_ratio=_ratio(float(report.surrogate_gain), predicted_gain) if taken else None,
+        promised_gain=horizon * float(report.surrogate_gain),
+        estimated_bounds=bounds,
+        estimated_bounds_reason=None if bounds else reason,
+        estimated_bounds_rows=rows,
+        best_bound=best,
+        best_bound_lower=bounds[best] if bounds and best else None,
+        vacuous=vacuous,
+    )
+
+
+def _ratio(real: float, predicted: float) -> float | None:
+    return real / predicted if predicted > 0 else None

@@ -1,0 +1,227 @@
+"""The compiled stages of an iteration: estimate, update, judge and certify, fit the critic."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from surefoot import config
+from surefoot.advantage import estimate
+from surefoot.batch import Batch, Trajectory, reweighted, weighted_sum
+from surefoot.critic import Critic, CriticReport, CriticState, fit
+from surefoot.geometry import subsample
+from surefoot.policy import NeuralPolicy
+from surefoot.rules import Memory, Rule, UpdateReport
+from surefoot.sampled_certificate import (
+    Moved,
+    advantage_change,
+    movement_from_start,
+    over_environments,
+    temporal_difference,
+)
+
+_DRIFT_ROWS = 256  # on which the normaliser's movement is measured
+
+
+class Estimates(NamedTuple):
+    """What the estimate stage knows beside the batch.
+
+    Attributes:
+        value: the critic's value of each row's observation, [B].
+        target: value targets, [B].
+        error: temporal differences of the critic, [B].
+        sums: of the weighted temporal differences and of the weights, over each environment's rows, [N] each.
+        terminating: weighted share of the rows that terminate.
+        episode_return: return since each episode's start after each row, [T, N].
+        reward_mean, reward_std, reward_largest: over real rows; the last is the largest magnitude.
+        first_ratio_error: largest |pi(a|s) / pi_collecting(a|s) - 1| over real rows: 0 but for rounding,
+            unless what is updated is not what collected.
+        action_saturation: share of the sampled action coordinates that the action bounds cut off.
+    """
+
+    value: Float[Array, " B"]
+    target: Float[Array, " B"]
+    error: Float[Array, " B"]
+    sums: tuple[Float[Array, " N"], Float[Array, " N"]]
+    terminating: Float[Array, ""]
+    episode_return: Float[Array, "T N"]
+    reward_mean: Float[Array, ""]
+    reward_std: Float[Array, ""]
+    reward_largest: Float[Array, ""]
+    first_ratio_error: Float[Array, ""]
+    action_saturation: Float[Array, ""]
+
+
+class Updated(NamedTuple):
+    """What the update stage returns.
+
+    Attributes:
+        policy: after the update, with a normaliser that has also seen this iteration's observations.
+        memory: the rule's.
+        report: the rule's.
+        held_out: weights of the rows that the step did not see, [B]; None without a holdout.
+        normaliser_kl: mean KL that the normaliser's observations took.
+        smallest_std: of a Gaussian policy, over its dimensions; None for others.
+    """
+
+    policy: NeuralPolicy
+    memory: Memory
+    report: UpdateReport
+    held_out: Float[Array, " B"] | None
+    normaliser_kl: Float[Array, ""]
+    smallest_std: Float[Array, ""] | None
+
+
+@partial(jax.jit, static_argnames="count")
+def split_keys(key: PRNGKeyArray, count: int) -> tuple[PRNGKeyArray, ...]:
+    """Keys that are used once each."""
+    return tuple(jax.random.split(key, count))
+
+
+@partial(jax.jit, static_argnames="settings")
+def estimate_stage(
+    policy: NeuralPolicy,
+    critic: Critic,
+    returns: Float[Array, " N"],
+    trajectory: Trajectory,
+    settings: config.Estimator,
+) -> tuple[Batch, Estimates]:
+    """Values in one batched call, advantages, and checks on what was collected."""
+    before = jax.tree.map(lambda leaf: leaf[:-1], (trajectory.observation, trajectory.mask))
+    old = policy(*before)
+    value = critic(trajectory.observation)
+    batch, target = estimate(
+        trajectory,
+        value,
+        old,
+        discount=settings.discount,
+        gae_lambda=settings.gae_lambda,
+        weighting=settings.state_weighting,
+    )
+    real = ~trajectory.reset
+    count = jnp.maximum(jnp.sum(real), 1)
+    reward = jnp.where(real, trajectory.reward, 0)
+    mean = jnp.sum(reward) / count
+    ratio_error = jnp.abs(jnp.expm1(old.log_prob(trajectory.action) - trajectory.log_prob))
+    cut = policy.action_map.saturated(trajectory.action)
+    cut = jnp.mean(cut.reshape(*real.shape, -1), axis=-1)
+    error = temporal_difference(trajectory, value, settings.discount)
+    weight = batch.weight.reshape(real.shape)
+    return batch, Estimates(
+        value=value[:-1].reshape(-1),
+        target=target,
+        error=error.reshape(-1),
+        sums=over_environments(error, weight),
+        terminating=weighted_sum(batch.weight, trajectory.terminated.reshape(-1).astype(value.dtype)),
+        episode_return=_returns_so_far(trajectory, returns),
+        reward_mean=mean,
+        reward_std=jnp.sqrt(jnp.sum(jnp.where(real, (reward - mean) ** 2, 0)) / count),
+        reward_largest=jnp.max(jnp.abs(reward)),
+        first_ratio_error=jnp.max(jnp.where(real, ratio_error, 0)),
+        action_saturation=jnp.sum(cut * real) / count,
+    )
+
+
+@jax.jit
+def frozen_error(
+    critic: Critic, trajectory: Trajectory, weight: Float[Array, " B"], discount: float
+) -> tuple[Array, Array]:
+    """Sums over each environment's rows of a critic's weighted temporal differences, and of the weights."""
+    error = temporal_difference(trajectory, critic(trajectory.observation), discount)
+    return over_environments(error, weight.reshape(error.shape))
+
+
+@partial(jax.jit, static_argnames="held")
+def update_stage(
+    rule: Rule,
+    policy: NeuralPolicy,
+    memory: Memory,
+    trajectory: Trajectory,
+    batch: Batch,
+    key: PRNGKeyArray,
+    *,
+    held: int = 0,
+    idle: Any = False,
+) -> Updated:
+    """The rule's update on all but `held` environments, then this iteration's observations into the normaliser,
+    and the mean KL that that took. Where `idle`, the rule is given advantages of 0, on which it moves nothing."""
+    key, holdout_key = split_keys(key, 2)
+    advantage = jnp.where(idle, 0, batch.advantage)
+    seen, held_out = eqx.tree_at(lambda b: b.advantage, batch, advantage), None
+    if held:
+        kept_out = jax.random.permutation(holdout_key, trajectory.reset.shape[1]) < held
+        away = jnp.broadcast_to(kept_out, trajectory.reset.shape).reshape(-1)
+        held_out = jnp.where(away, batch.weight, 0)
+        seen = reweighted(seen, jnp.where(away, 0, batch.weight))
+    updated, memory, report = rule.update(policy, memory, seen, key)
+    assert isinstance(updated, NeuralPolicy)
+    observed = updated.observed(_before(trajectory), ~trajectory.reset)
+    part = subsample(batch, _DRIFT_ROWS / batch.size)
+    drift = updated(part.observation, part.mask).kl(observed(part.observation, part.mask))
+    smallest = None if updated.log_std is None else jnp.exp(jnp.min(updated.log_std))
+    return Updated(observed, memory, report, held_out, weighted_sum(part.weight, drift), smallest)
+
+
+@jax.jit
+def movement_stage(
+    policy: NeuralPolicy, trajectory: Trajectory, batch: Batch, estimates: Estimates, discount: float
+) -> Moved:
+    """How the policy moved under discounted weights. Its normaliser's own movement is part of it."""
+    time = jnp.asarray(trajectory.time).reshape(-1)
+    weight = jnp.where(trajectory.reset.reshape(-1), 0, jnp.asarray(discount, batch.weight.dtype) ** time)
+    return movement_from_start(
+        policy,
+        batch,
+        weight / jnp.sum(weight),
+        time=time,
+        terminated=trajectory.terminated.reshape(-1),
+        reward=trajectory.reward.reshape(-1),
+        error=estimates.error,
+        value=estimates.value,
+    )
+
+
+@partial(jax.jit, static_argnames="shape")
+def held_out_sums(
+    policy: NeuralPolicy, batch: Batch, weight: Float[Array, " B"], shape: tuple[int, int]
+) -> tuple[Array, Array]:
+    """Sums over each environment's held-out rows of weight (ratio - 1) A, and of the weights; `shape` is (T, N)."""
+    # The ratios' mean is 1, so the mean advantage only adds noise.
+    centred = batch.advantage - weighted_sum(batch.weight, batch.advantage)
+    change = advantage_change(policy, eqx.tree_at(lambda b: b.advantage, batch, centred))
+    return over_environments(change.reshape(shape), weight.reshape(shape))
+
+
+@partial(jax.jit, static_argnames="settings")
+def critic_stage(
+    critic: CriticState,
+    settings: config.Critic,
+    trajectory: Trajectory,
+    batch: Batch,
+    target: Array,
+    key: PRNGKeyArray,
+) -> tuple[CriticState, CriticReport]:
+    """The critic's fit, after the rule has used the old one's advantages, and then its normaliser."""
+    fitted, report = fit(critic, settings, batch.observation, target, batch.weight, key)
+    return fitted._replace(critic=fitted.critic.observed(_before(trajectory), ~trajectory.reset)), report
+
+
+def _before(trajectory: Trajectory) -> Any:
+    """What each row's action was chosen on."""
+    return jax.tree.map(lambda leaf: leaf[:-1], trajectory.observation)
+
+
+def _returns_so_far(trajectory: Trajectory, carried: Float[Array, " N"]) -> Float[Array, "T N"]:
+    def forward(total, row):
+        reward, reset, time = row
+        # Not every episode begins with a reset row: a restarted source just begins anew.
+        total = jnp.where(reset, 0, jnp.where(time == 0, reward, total + reward))
+        return total, total
+
+    rows = (trajectory.reward, jnp.asarray(trajectory.reset), jnp.asarray(trajectory.time))
+    return jax.lax.scan(forward, carried, rows)[1]
