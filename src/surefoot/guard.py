@@ -32,9 +32,9 @@ def careful(rule: AnyRule, share: float) -> AnyRule:
     return eqx.tree_at(lambda r: r.step_size, rule, np.asarray(getattr(rule, "step_size")) * np.sqrt(share))  # noqa: B009
 
 
-def did_harm(before: Sums, after: Sums, horizon: float, confidence: float) -> bool:
+def did_harm(before: Sums, after: Sums, confidence: float) -> bool:
     """Whether the realised gain is below 0 with this one-sided confidence; never where it cannot be said."""
-    upper = realised_gain(before, after, horizon, 2 * confidence - 1).upper
+    upper = realised_gain(before, after, 2 * confidence - 1).upper
     return upper is not None and upper < 0
 
 

@@ -46,17 +46,14 @@ class Previous(NamedTuple):
         policy: the one before the update.
         memory: the rule's before it.
         critic: the one whose advantages the update used, frozen.
-        error: sums of its weighted temporal differences over each environment's rows of that batch, [N].
-        weight: the weights' sums, [N]; all 0 where there is no update to judge.
-        horizon: steps that make a mean over that batch a return.
+        total, mass: `Sums` of its temporal differences over that batch, [N]; all 0 where there is nothing to judge.
     """
 
     policy: NeuralPolicy
     memory: Memory
     critic: Critic
-    error: Float[Array, " N"]
-    weight: Float[Array, " N"]
-    horizon: Float[Array, ""]
+    total: Float[Array, " N"]
+    mass: Float[Array, " N"]
 
 
 class Learner(NamedTuple):
@@ -103,7 +100,7 @@ def begin(source: Source, rule: Rule, run: config.Run) -> tuple[Learner, Any]:
     critic = make_critic(source.observation_space, run.critic, critic_key, normalise=run.network.normalise)
     nothing = jax.device_put(np.zeros(source.envs, np.float32))
     one = jax.device_put(np.ones((), np.float32))
-    previous = Previous(policy, memory, critic.critic, nothing, nothing, one)
+    previous = Previous(policy, memory, critic.critic, nothing, nothing)
     return Learner(policy, memory, critic, nothing, previous, one, key), source.reset(source_key)
 
 
@@ -167,7 +164,7 @@ def iterate(
         memory=made.memory,
         critic=learner.critic if undone else fitted,
         returns=jax.device_put(told.episode_return[-1]),
-        previous=_to_be_judged(learner, estimates, report, run.estimator.discount),
+        previous=_to_be_judged(learner, estimates, report),
         share=jax.device_put(np.float32(next_share(share, undone=undone))),
         key=key,
     )
@@ -177,27 +174,26 @@ def iterate(
 _CHECKS = ("reward_mean", "reward_std", "reward_largest", "first_ratio_error", "action_saturation")
 
 
-def _to_be_judged(learner: Learner, estimates: Estimates, report: UpdateReport, discount: float) -> Previous:
+def _to_be_judged(learner: Learner, estimates: Estimates, report: UpdateReport) -> Previous:
     """What the next iteration judges this one's update by; nothing where nothing moved."""
-    error, weight = estimates.sums
-    horizon = np.float32(effective_horizon(discount, float(estimates.terminating)))
-    weight = weight if report.accepted else jnp.zeros_like(weight)
-    return Previous(learner.policy, learner.memory, learner.critic.critic, error, weight, jax.device_put(horizon))
+    sums = estimates.sums if report.accepted else jax.tree.map(jnp.zeros_like, estimates.sums)
+    return Previous(learner.policy, learner.memory, learner.critic.critic, *sums)
 
 
 def judge(previous: Previous, trajectory: Trajectory, batch: Batch, run: config.Run) -> tuple[dict[str, Any], bool]:
     """What a batch says of the update before it: metrics of that update, and whether the guard takes it back."""
-    weight = np.asarray(previous.weight, np.float64)
     settings = run.certification
-    if not weight.any():
+    before = _sums(previous.total, previous.mass)
+    if not before.mass.any():
         return unjudged("no step was taken"), False
-    after = frozen_error(previous.critic, trajectory, batch.weight, run.estimator.discount)
-    before = Sums(np.asarray(previous.error, np.float64), weight)
-    later = Sums(*(np.asarray(sums, np.float64) for sums in after))
-    horizon = float(previous.horizon)
-    undone = settings.guard and did_harm(before, later, horizon, settings.guard_confidence)
-    estimate = realised_gain(before, later, horizon, settings.confidence)
+    after = _sums(*frozen_error(previous.critic, trajectory, batch.weight, run.estimator.discount))
+    undone = settings.guard and did_harm(before, after, settings.guard_confidence)
+    estimate = realised_gain(before, after, settings.confidence)
     return _estimate_metrics("realised_gain", estimate) | {"undone": undone}, undone
+
+
+def _sums(total: Array, mass: Array) -> Sums:
+    return Sums(np.asarray(total, np.float64), np.asarray(mass, np.float64))
 
 
 def unjudged(reason: str) -> dict[str, Any]:
@@ -228,8 +224,8 @@ def certify_stage(
     if reason is None:
         moved = jax.device_get(movement_stage(updated.policy, trajectory, batch, estimates, discount))
     if updated.held_out is not None:
-        sums = held_out_sums(updated.policy, batch, updated.held_out, trajectory.reset.shape)
-        held = held_out_gain(Sums(*(np.asarray(x, np.float64) for x in sums)), horizon, run.certification.confidence)
+        sums = held_out_sums(updated.policy, trajectory, batch, updated.held_out, discount)
+        held = held_out_gain(_sums(*sums), run.certification.confidence)
     certificate = sampled_certificate(report, horizon, rows, reason, moved, discount)
     told = _estimate_metrics("held_out_gain", held or Estimate())
     del told["held_out_gain_reason"]

@@ -2,7 +2,8 @@
 
 Gains here are differences of return. A mean over the batch's states becomes one by the effective horizon
 1/(1 - g (1 - w)), w the share of steps that terminate: 1/(1-g) where nothing ends, and the expected discounted
-length of an episode where the states after an end are left out of the mean, as they are in a batch.
+length of an episode where the states after an end are left out of the mean, as they are in a batch. (The function
+f = 1 tells: over the live steps the sum of g^t (1 - g + g terminated_t) is 1.)
 """
 
 from __future__ import annotations
@@ -25,16 +26,24 @@ _RESAMPLES = 1000
 
 
 class Sums(NamedTuple):
-    """Weighted sums of one quantity over each environment's rows, and the weights' own; [N] each."""
+    """Sums over each environment's rows, [N] each: of weight times a quantity, and of weight (1 - g + g terminated).
+
+    The ratio of their totals over all environments is the quantity's sum over an episode, discounted: a return.
+    """
 
     total: Float[np.ndarray, " N"]
-    weight: Float[np.ndarray, " N"]
+    mass: Float[np.ndarray, " N"]
 
     @property
-    def mean(self) -> float:
-        """The weighted mean over all environments; NaN where nothing has weight."""
-        weight = float(np.sum(self.weight))
-        return float(np.sum(self.total)) / weight if weight > 0 else float("nan")
+    def as_return(self) -> float:
+        """Total over mass."""
+        return float(np.sum(self.total)) / float(np.sum(self.mass))
+
+    def resampled(self) -> Float[np.ndarray, " K"]:
+        """The same with the environments resampled, K times."""
+        counts = _counts(len(self.mass))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return (counts @ self.total) / (counts @ self.mass)
 
 
 class Estimate(NamedTuple):
@@ -81,9 +90,15 @@ def temporal_difference(
     return trajectory.reward + discount * going_on * value[1:] - value[:-1]
 
 
-def over_environments(value: Float[Array, "T N"], weight: Float[Array, "T N"]) -> tuple[Array, Array]:
-    """Sums over time of weight * value (0 where the weight is 0) and of the weight, [N] each."""
-    return jnp.sum(weight * jnp.where(weight > 0, value, 0), axis=0), jnp.sum(weight, axis=0)
+def over_environments(
+    value: Float[Array, "T N"],
+    weight: Float[Array, "T N"],
+    terminated: Bool[Array, "T N"],
+    discount: Float[Array, ""] | float,
+) -> tuple[Array, Array]:
+    """`Sums` of a quantity, as they are on the device; rows of weight 0 do not count whatever they hold."""
+    total = jnp.sum(weight * jnp.where(weight > 0, value, 0), axis=0)
+    return total, jnp.sum(weight * jnp.where(terminated, 1, 1 - discount), axis=0)
 
 
 def effective_horizon(discount: float, terminating: float) -> float:
@@ -91,39 +106,38 @@ def effective_horizon(discount: float, terminating: float) -> float:
     return 1 / (1 - discount * (1 - terminating))
 
 
-def realised_gain(before: Sums, after: Sums, horizon: float, confidence: float) -> Estimate:
+def realised_gain(before: Sums, after: Sums, confidence: float) -> Estimate:
     """J(pi') - J(pi) from what both policies met, without further episodes.
 
     For any function f of states, J(pi') - J(pi) = (<d', delta_f> - <d, delta_f>)/(1-g) (the performance difference,
-    Kakade & Langford 2002, telescoped with f in place of V): the mean temporal difference of a critic frozen at the
-    update, in the batch that pi' collected less that in the batch that pi collected. With the critic exact it is
-    the mean advantage of pi' over its own states.
+    Kakade & Langford 2002, telescoped with f in place of V): the temporal differences of a critic frozen at the
+    update, in the batch that pi' collected less those in the batch that pi collected. With the critic exact it is
+    what the advantages of pi' are worth over its own states.
 
     Arguments:
         before: of delta_f in the batch that the update was computed from.
         after: the same in the next one.
-        horizon: steps that make a mean a return.
         confidence: of the percentile interval, in (0, 1); environments are resampled, each with both its batches.
 
     Differences from the source: (1) the two batches stand for d and d' with the run's weighting of states, so
     without discounted weights this is the gain for starts where the batches are; an f that is wrong in different
     ways where the two batches happen to be adds that difference.
     """
-    if not (before.weight.sum() > 0 and after.weight.sum() > 0):
+    if not (before.mass.any() and after.mass.any()):
         return Estimate(reason="a batch without experience")
-    value = horizon * (after.mean - before.mean)
+    value = after.as_return - before.as_return
     if not np.isfinite(value):
         return Estimate(reason="the critic's values are not finite")
-    return interval(value, horizon * (_resampled(after) - _resampled(before)), len(before.weight), confidence)
+    return interval(value, after.resampled() - before.resampled(), len(before.mass), confidence)
 
 
-def held_out_gain(sums: Sums, horizon: float, confidence: float) -> Estimate:
+def held_out_gain(sums: Sums, confidence: float) -> Estimate:
     """The surrogate gain on environments that the step was not fitted to, which makes it unbiased, as a return."""
-    held = sums.weight > 0
+    held = sums.mass > 0
     if not held.any():
         return Estimate(reason="a batch without experience")
-    sums = Sums(sums.total[held], sums.weight[held])
-    return interval(horizon * sums.mean, horizon * _resampled(sums), int(held.sum()), confidence)
+    sums = Sums(sums.total[held], sums.mass[held])
+    return interval(sums.as_return, sums.resampled(), int(held.sum()), confidence)
 
 
 def interval(value: float, draws: Float[np.ndarray, " K"], environments: int, confidence: float) -> Estimate:
@@ -133,12 +147,6 @@ def interval(value: float, draws: Float[np.ndarray, " K"], environments: int, co
         return Estimate(value=value, reason=reason)
     lower, upper = np.nanquantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Estimate(value, float(lower), float(upper))
-
-
-def _resampled(sums: Sums) -> Float[np.ndarray, " K"]:
-    counts = _counts(len(sums.weight))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return (counts @ sums.total) / (counts @ sums.weight)
 
 
 def _counts(environments: int) -> Float[np.ndarray, "K N"]:

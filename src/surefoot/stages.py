@@ -35,7 +35,7 @@ class Estimates(NamedTuple):
         value: the critic's value of each row's observation, [B].
         target: value targets, [B].
         error: temporal differences of the critic, [B].
-        sums: of the weighted temporal differences and of the weights, over each environment's rows, [N] each.
+        sums: `Sums` of the temporal differences, [N] each.
         terminating: weighted share of the rows that terminate.
         episode_return: return since each episode's start after each row, [T, N].
         reward_mean, reward_std, reward_largest: over real rows; the last is the largest magnitude.
@@ -116,7 +116,7 @@ def estimate_stage(
         value=value[:-1].reshape(-1),
         target=target,
         error=error.reshape(-1),
-        sums=over_environments(error, weight),
+        sums=over_environments(error, weight, trajectory.terminated, settings.discount),
         terminating=weighted_sum(batch.weight, trajectory.terminated.reshape(-1).astype(value.dtype)),
         episode_return=_returns_so_far(trajectory, returns),
         reward_mean=mean,
@@ -131,9 +131,9 @@ def estimate_stage(
 def frozen_error(
     critic: Critic, trajectory: Trajectory, weight: Float[Array, " B"], discount: float
 ) -> tuple[Array, Array]:
-    """Sums over each environment's rows of a critic's weighted temporal differences, and of the weights."""
+    """`Sums` of a critic's temporal differences."""
     error = temporal_difference(trajectory, critic(trajectory.observation), discount)
-    return over_environments(error, weight.reshape(error.shape))
+    return over_environments(error, weight.reshape(error.shape), trajectory.terminated, discount)
 
 
 @partial(jax.jit, static_argnames="held")
@@ -186,15 +186,16 @@ def movement_stage(
     )
 
 
-@partial(jax.jit, static_argnames="shape")
+@jax.jit
 def held_out_sums(
-    policy: NeuralPolicy, batch: Batch, weight: Float[Array, " B"], shape: tuple[int, int]
+    policy: NeuralPolicy, trajectory: Trajectory, batch: Batch, weight: Float[Array, " B"], discount: float
 ) -> tuple[Array, Array]:
-    """Sums over each environment's held-out rows of weight (ratio - 1) A, and of the weights; `shape` is (T, N)."""
+    """`Sums` of (ratio - 1) A over the held-out rows."""
     # The ratios' mean is 1, so the mean advantage only adds noise.
     centred = batch.advantage - weighted_sum(batch.weight, batch.advantage)
     change = advantage_change(policy, eqx.tree_at(lambda b: b.advantage, batch, centred))
-    return over_environments(change.reshape(shape), weight.reshape(shape))
+    shape = trajectory.reset.shape
+    return over_environments(change.reshape(shape), weight.reshape(shape), trajectory.terminated, discount)
 
 
 @partial(jax.jit, static_argnames="settings")
