@@ -35,6 +35,7 @@ ORDER = [
     ["record"],
     ["agent"],
     ["evaluation"],
+    ["tensorboard"],
     ["history"],
     ["calibration"],
     ["doctor"],
@@ -53,6 +54,7 @@ INDEPENDENT = {
     "doctor": {"errors", "history", "calibration"},
     "report": {"errors", "history", "calibration", "doctor"},
     "progress": set(),
+    "tensorboard": {"errors"},
 }
 FORBIDDEN = {"rules": {"sources", "critic", "record"}}
 FILES = sorted(ROOT.rglob("*.py"))

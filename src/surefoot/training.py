@@ -23,6 +23,7 @@ from surefoot.settings import as_json
 from surefoot.sources import make_source
 from surefoot.sources.base import Source
 from surefoot.sources.environments import environment_name
+from surefoot.tensorboard import Scalars, writer_class
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def train(
     *,
     out: str | os.PathLike | None = None,
     progress: bool = True,
+    tensorboard: bool = False,
     **settings: Any,
 ) -> Run:
     """Train a policy, evaluate it and leave a run folder.
@@ -61,6 +63,7 @@ def train(
         rule: such as `surefoot.TRPO(radius=0.01)`, or a rule's name for its defaults.
         out: the run's folder; by default a new one under runs/.
         progress: show a panel (or lines, outside a terminal) on standard error.
+        tensorboard: write every number of metrics.jsonl for TensorBoard too, into the run's `tensorboard` folder.
         settings: any setting of `surefoot.config.Run` and its groups by name, such as `steps`, `seed`,
             `envs`, `horizon`, `discount`; the critic's are `critic_step_size` and so on.
 
@@ -69,10 +72,12 @@ def train(
     """
     run = config.make_run(**settings)
     rule = make_rule(rule)
+    if tensorboard:
+        writer_class()  # refused before anything is made where it is not installed
     keep_compiled_programs()
     source = make_source(environment, run.collection)
     try:
-        return _train(environment, rule, run, source, out, progress)
+        return _train(environment, rule, run, source, out, progress, tensorboard)
     finally:
         source.close()
 
@@ -87,12 +92,19 @@ def make_rule(rule: Rule | str) -> Rule:
 
 
 def _train(
-    environment: str | Callable[[], Any], rule: Rule, run: config.Run, source: Source, out: Any, progress: bool
+    environment: str | Callable[[], Any],
+    rule: Rule,
+    run: config.Run,
+    source: Source,
+    out: Any,
+    progress: bool,
+    tensorboard: bool,
 ) -> Run:
     name, rule_name = environment_name(environment), rule.settings_class.name
     learner, state = begin(source, rule, run)
     folder = new_run_folder(out, f"{name}-{rule_name}-s{run.seed}")
     recorder = Recorder(folder, configuration(name, rule, run))
+    scalars = Scalars(folder) if tensorboard else None
     title = f"{name} · {rule_name} · seed {run.seed}"
     steps = updates = 0
     begun = time.perf_counter()
@@ -103,6 +115,8 @@ def _train(
             done = unrecorded.pop()
             row = settled(done.row) | judgement
             recorder.append(row)
+            if scalars:
+                scalars.append(row)
             view.show(row, done.returns)
 
     try:
@@ -124,6 +138,8 @@ def _train(
         raise
     finally:
         recorder.close()
+        if scalars:
+            scalars.close()
     seconds = time.perf_counter() - begun
     trained = _save(learner, source, name, run, folder)
     result = evaluate(trained, environment, episodes=run.evaluation_episodes, seed=run.seed)

@@ -25,6 +25,7 @@ def add(commands: Any) -> None:
         "--out", metavar="DIR", help="the run's folder; must hold no run yet (default: a new one in runs/)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output and nothing else")
+    parser.add_argument("--tensorboard", action="store_true", help="write the metrics for TensorBoard too")
     general = parser.add_argument_group("run")
     groups = {"": general}
     titles = {
@@ -56,7 +57,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from surefoot.training import train
 
     rule = RULES[arguments.rule](**dataclasses.asdict(plain_rule))
-    done = train(arguments.environment, rule, out=arguments.out, **settings)
+    done = train(arguments.environment, rule, out=arguments.out, tensorboard=arguments.tensorboard, **settings)
     if not arguments.json:
         result = done.evaluation["return"]
         print(f"evaluation  {result['mean']:.1f} ± {result['std']:.1f}  ({result['episodes']} deterministic episodes)")
