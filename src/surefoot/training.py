@@ -11,13 +11,17 @@ from typing import Any
 
 from surefoot import agent as artefact
 from surefoot import config
+from surefoot.calibration import Calibration, calibrate
 from surefoot.compilation import keep_compiled_programs
+from surefoot.doctor import Finding, diagnose
 from surefoot.errors import SettingError, SurefootError, did_you_mean
 from surefoot.evaluation import evaluate, repeatable
+from surefoot.history import read
 from surefoot.iteration import Iteration, Learner, begin, iterate, settled, unjudged
 from surefoot.progress import Progress
 from surefoot.record import Recorder, new_run_folder
 from surefoot.report.curve import learning_curve
+from surefoot.report.page import write_report
 from surefoot.rules import RULES, Rule
 from surefoot.settings import as_json
 from surefoot.sources import make_source
@@ -37,6 +41,8 @@ class Run:
         seconds: wall time from the first collection to the last record.
         evaluation: {"return": {"mean", "std", "episodes"}, "length": {"mean"}}, deterministic.
         agent: the trained agent.
+        findings: what the doctor finds wrong with the run, worst first.
+        calibration: promised against realised over the run.
     """
 
     path: Path
@@ -45,6 +51,8 @@ class Run:
     seconds: float
     evaluation: dict[str, Any]
     agent: artefact.Agent
+    findings: list[Finding]
+    calibration: Calibration
 
 
 def train(
@@ -56,7 +64,7 @@ def train(
     tensorboard: bool = False,
     **settings: Any,
 ) -> Run:
-    """Train a policy, evaluate it and leave a run folder.
+    """Train a policy, evaluate it and leave a run folder with a report.
 
     Arguments:
         environment: a Gymnasium id, `package.module:callable`, or a callable that returns an environment.
@@ -132,6 +140,7 @@ def _train(
                 record(view, unjudged("no batch followed"))
     except SurefootError as error:
         _save(learner, source, name, run, folder)
+        write_report([folder])
         raise type(error)(f"{error} (what was recorded until then is in {folder})") from error
     except BaseException:
         _save(learner, source, name, run, folder)
@@ -144,7 +153,9 @@ def _train(
     trained = _save(learner, source, name, run, folder)
     result = evaluate(trained, environment, episodes=run.evaluation_episodes, seed=run.seed)
     recorder.write("evaluation.json", result | {"repeatable": repeatable(trained, environment, seed=run.seed)})
-    return Run(folder, steps, updates, seconds, result, trained)
+    write_report([folder])
+    history = read(folder)
+    return Run(folder, steps, updates, seconds, result, trained, diagnose(history), calibrate(history))
 
 
 def configuration(environment: str, rule: Rule, run: config.Run) -> dict[str, Any]:

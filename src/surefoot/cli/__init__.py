@@ -1,4 +1,4 @@
-"""The command: `surefoot train`, `evaluate`, `exact`, `certify`, `lecture`; one file each.
+"""The command: `surefoot train`, `evaluate`, `doctor`, `report`, `exact`, `certify`, `lecture`; one file each.
 
 Options, their help and their legal ranges come from `surefoot.config`; nothing slow is imported before an
 option was understood. Whatever the user got wrong is one line on standard error and exit code 2.
@@ -13,7 +13,7 @@ import warnings
 from typing import Any, NoReturn
 
 from surefoot._version import __version__
-from surefoot.cli import certify, evaluate, exact, lecture, train
+from surefoot.cli import certify, doctor, evaluate, exact, lecture, report, train
 from surefoot.cli.options import EXAMPLE, Parser
 from surefoot.errors import SurefootError
 from surefoot.settings import dumps
@@ -28,8 +28,9 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"surefoot {__version__}")
+    parser.set_defaults(exit_code=lambda result: 0)  # doctor has another
     commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command_name")
-    for command in (train, evaluate, exact, certify, lecture):
+    for command in (train, evaluate, doctor, report, exact, certify, lecture):
         command.add(commands)
     return parser
 
@@ -64,4 +65,4 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     if arguments.json:
         print(dumps(result))
-    return 0
+    return arguments.exit_code(result)

@@ -16,7 +16,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "train",
         help="train a policy in an environment and leave a run folder",
-        description="Train a policy, show how it goes, evaluate it and leave a run folder with a learning curve.",
+        description="Train a policy, show how it goes, evaluate it and leave a run folder with a report.",
         epilog="ENV is a Gymnasium id (CartPole-v1) or package.module:callable that returns a Gymnasium environment.",
         allow_abbrev=False,
     )
@@ -61,8 +61,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if not arguments.json:
         result = done.evaluation["return"]
         print(f"evaluation  {result['mean']:.1f} ± {result['std']:.1f}  ({result['episodes']} deterministic episodes)")
+        print(f"updates     {_account(done.calibration)}")
+        if done.findings:
+            print(f"doctor      {_worst(done)}")
         print(f"run         {done.path}")
-        print(f"picture     {done.path / 'learning_curve.png'}")
+        print(f"report      {done.path / 'report.html'}")
     return {
         "run": str(done.path),
         "steps": done.steps,
@@ -70,3 +73,22 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "seconds": done.seconds,
         **done.evaluation,
     }
+
+
+def _account(told: Any) -> str:
+    """How the updates kept their promises, in one line."""
+    parts = [f"{told.updates}"]
+    if told.lowered is not None:
+        parts.append(f"{told.lowered:.0%} lowered the return beyond noise")
+    if told.left is not None:
+        parts.append(f"{told.left:.0%} left the trust region")
+    if told.judged:
+        parts.append(f"realised {told.realised:.3g} of {told.promised:.3g} promised")
+    return ", ".join(parts)
+
+
+def _worst(done: Any) -> str:
+    """The worst finding, and where the others are."""
+    worst, more = done.findings[0], len(done.findings) - 1
+    others = f"; {more} more" if more else ""
+    return f"{worst.title}: {worst.evidence} ({worst.name}{others}: surefoot doctor {done.path})"

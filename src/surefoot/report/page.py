@@ -1,0 +1,135 @@
+"""The report of runs as one self-contained HTML page: style and script inside, no address outside."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import importlib.resources
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from surefoot.errors import RunError
+from surefoot.history import read
+from surefoot.report import summary
+from surefoot.report.drawing import draw
+from surefoot.report.figures import figures
+from surefoot.report.runs import Run, letters
+
+SECTIONS = (
+    ("glance", "At a glance"),
+    ("findings", "The doctor's findings"),
+    ("key", "Key figures"),
+    ("updates", "Update by update"),
+    ("configuration", "Configuration"),
+)
+"""Anchors and titles of the page's sections."""
+
+
+def write_report(runs: Sequence[str | os.PathLike], file: str | os.PathLike | None = None) -> Path:
+    """Write the report of one run, or of several side by side.
+
+    Args:
+        runs: the runs' folders, at least one.
+        file: where to, replaced in one go; by default report.html in the folder of a single run, else in the
+            working directory.
+
+    Returns: the file.
+
+    Raises RunError where a folder holds no run that can be read, or the file cannot be written.
+    """
+    if not runs:
+        raise RunError("a report needs at least one run folder")
+    histories = [read(run) for run in runs]
+    names = _names([history.path for history in histories])
+    shown = [
+        Run(history, place, mark, name)
+        for place, (history, mark, name) in enumerate(zip(histories, letters(len(histories)), names, strict=True))
+    ]
+    target = Path(file) if file is not None else (histories[0].path if len(shown) == 1 else Path()) / "report.html"
+    _replace(target, render(shown))
+    return target
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The folders' names; whole paths where two would be the same."""
+    names = [folder.resolve().name for folder in folders]
+    return [str(folder) if names.count(name) > 1 else name for folder, name in zip(folders, names, strict=True)]
+
+
+def _replace(target: Path, text: str) -> None:
+    """Write a file so that whoever has it open sees the old one or the new one, never a part."""
+    draft = target.parent / f".{target.name}.{os.getpid()}"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(text, encoding="utf-8")
+        os.replace(draft, target)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise RunError(f"the report cannot be written to {target}: {error.strerror or error}") from None
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The whole page."""
+    contents = "".join(f'<li><a href="#{anchor}">{title}</a></li>' for anchor, title in SECTIONS)
+    blocks = {
+        "glance": f'<div class="cards">{"".join(map(summary.card, runs))}</div>',
+        "findings": f"<div>{''.join(map(summary.findings, runs))}</div>",
+        "key": summary.key_figures(runs),
+        "updates": _updates(runs),
+        "configuration": summary.configuration(runs),
+    }
+    sections = "".join(
+        f'<section id="{anchor}" aria-labelledby="{anchor}-heading"><h2 id="{anchor}-heading">{title}</h2>'
+        f"{blocks[anchor]}</section>"
+        for anchor, title in SECTIONS
+    )
+    what = summary.heading(runs[0]) if len(runs) == 1 else f"{len(runs)} runs"
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:">
+<link rel="icon" href="data:,">
+<title>{html.escape(what)}: surefoot report</title>
+<style>{_asset("page.css")}</style>
+</head>
+<body>
+<a class="skip" href="#main">Skip to the report</a>
+<div class="page">
+<header><p class="brand">surefoot report</p><h1>{_title(runs)}</h1></header>
+<nav aria-label="Contents"><ol>{contents}</ol></nav>
+<main id="main">{sections}</main>
+<footer><p>Made by <code>surefoot report</code> from {_sources(runs)}. Every gain, KL and bound here is measured on
+samples: estimated, not proven.</p></footer>
+</div>
+<script>{_asset("page.js")}</script>
+</body>
+</html>
+"""
+
+
+def _title(runs: Sequence[Run]) -> str:
+    if len(runs) > 1:
+        return f"{len(runs)} runs side by side"
+    return f"{html.escape(runs[0].setting('environment'))} <span>with {html.escape(runs[0].setting('rule'))}</span>"
+
+
+def _sources(runs: Sequence[Run]) -> str:
+    return ", ".join(f"<code>{html.escape(str(run.history.path))}</code>" for run in runs)
+
+
+def _updates(runs: Sequence[Run]) -> str:
+    drawn = "".join(draw(figure, runs) for figure in figures(runs))
+    kind = "charts many" if len(runs) > 1 else "charts"
+    return (
+        '<p id="keys" class="keys">Point at a figure, or focus it and press ← → (Page Up, Page Down: ten updates; '
+        f'Home, End), to read its values.</p><div class="{kind}">{drawn}{summary.time_spent(runs)}</div>'
+    )
+
+
+def _asset(name: str) -> str:
+    return importlib.resources.files("surefoot.report").joinpath(name).read_text(encoding="utf-8")
