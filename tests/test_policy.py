@@ -7,9 +7,10 @@ import pytest
 from gymnasium import spaces
 from scipy.stats import kstest
 
+import surefoot as sf
 from surefoot import config
 from surefoot.networks import ACTIVATIONS
-from surefoot.policy import HostPolicy, flatten, make_policy
+from surefoot.policy import HostPolicy, TabularPolicy, flatten, make_policy
 
 ACTIONS = {
     "discrete": spaces.Discrete(4, start=2),
@@ -72,3 +73,12 @@ def test_the_host_draws_the_noise_that_the_distribution_draws(kind, key, rng):
     assert len(np.unique(ours)) > 0.99 * ours.size
     for dimension in range(ours.shape[1]):
         assert kstest(ours[:, dimension], theirs[:, dimension]).pvalue > 1e-4
+
+
+def test_an_action_that_underflows_is_not_impossible(x64):
+    table = TabularPolicy(np.array([[0.0, -2000.0, -np.inf]]))
+    assert table.probabilities()[0, 1] > 0
+    assert table.probabilities()[0, 2] == 0
+    mdp = sf.tabular.MDP(np.ones((1, 3, 1)), np.array([[1.0, 0.0, 0.0]]), 0.9, 0)
+    before = TabularPolicy(np.array([[0.0, -500.0, -np.inf]]))
+    assert sf.certify(before, table, mdp).mean_kl < 1e-200

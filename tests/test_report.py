@@ -467,6 +467,8 @@ def test_no_width_makes_the_page_scroll_sideways(name, scheme, visit):
     for width in (360, 768, 1280, 1920):
         page.set_viewport_size({"width": width, "height": 900})
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), width
+        # Nor does it squeeze a name into a column of letters.
+        assert page.locator("tbody tr").evaluate_all("(rows) => Math.max(...rows.map((row) => row.clientHeight))") < 200
 
 
 CONTRAST = """() => {

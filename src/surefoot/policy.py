@@ -91,10 +91,12 @@ class TabularPolicy(Policy):
         return TabularPolicy(every)
 
     def probabilities(self) -> Float[Array, "N A"]:
-        """Action probabilities as NumPy float64."""
+        """Action probabilities as NumPy float64; above 0 for every finite logit, also where the exponential is not."""
         logits = np.asarray(self.logits, np.float64)
         unnormalised = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        return unnormalised / unnormalised.sum(axis=-1, keepdims=True)
+        probabilities = unnormalised / unnormalised.sum(axis=-1, keepdims=True)
+        # A probability that underflows is no impossible action: KL would be infinite for nothing.
+        return np.where(np.isneginf(logits), 0, np.maximum(probabilities, np.finfo(np.float64).tiny))
 
 
 class HostPolicy:

@@ -245,7 +245,7 @@ def time_spent(runs: Sequence[Run]) -> str:
     """Time by stage: a bar for each run, and the numbers."""
     spent = [_spent(run) for run in runs]
     bars = "".join(_bar(run, parts) for run, parts in zip(runs, spent, strict=True))
-    names = [(name, colour) for name, _, colour in STAGES] + [("other", "faint")]
+    names = [(name, colour) for name, _, colour in STAGES] + [("other", "quiet")]
     heads = "".join(f'<th scope="col">{run.mark or "time"}</th><th scope="col">share</th>' for run in runs)
     rows = "".join(
         f'<tr><th scope="row"><i class="key" style="background:var(--{colour})"></i> {name}</th>'
@@ -282,10 +282,10 @@ def _bar(run: Run, spent: dict[str, float]) -> str:
     whole = sum(spent.values())
     if not whole:
         return ""
-    colours = {name: colour for name, _, colour in STAGES} | {"other": "faint"}
+    colours = {name: colour for name, _, colour in STAGES} | {"other": "quiet"}
     parts = "".join(
         f'<span style="flex-grow:{part / whole:.4f};background:var(--{colours[name]})">'
-        f"{f'<b>{name} {_of(part, spent)}</b>' if part / whole > 0.2 else ''}</span>"
+        f"<b>{name} {_of(part, spent)}</b></span>"
         for name, part in spent.items()
         if part / whole > 0.002
     )
