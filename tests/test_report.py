@@ -2,6 +2,7 @@
 """`surefoot report`: one page that holds everything, reads everywhere, and renders whatever a run left."""
 
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -417,7 +418,11 @@ def test_what_cannot_be_read_or_written_is_one_line_and_2(tmp_path, capsys, monk
 def browser():
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path is None:
-        pytest.fail("these tests need chromium, chromium-browser or google-chrome on the PATH")
+        missing = "chromium, chromium-browser or google-chrome is not on the PATH"
+        # `.ci/run` installs it and says so; a user without a browser still has a suite that passes.
+        if os.environ.get("SUREFOOT_BROWSER_REQUIRED"):
+            pytest.fail(missing)
+        pytest.skip(missing)
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield running
