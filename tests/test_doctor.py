@@ -72,10 +72,18 @@ THRESHOLDS = [
     ("normaliser-drift", {"normaliser_kl": 0.005}, last(8), {"normaliser_kl": 0.005}, last(7)),
     (
         "gain-not-realised",
-        {"realised_gain": -2, "realised_gain_lower": -3, "realised_gain_upper": -1},
+        {"realised_gain": -20, "realised_gain_lower": -22, "realised_gain_upper": -18},
         last(7),
-        {"realised_gain": -2, "realised_gain_lower": -3, "realised_gain_upper": -1},
+        {"realised_gain": -20, "realised_gain_lower": -22, "realised_gain_upper": -18},
         last(6),
+    ),
+    (
+        # As many harmful ones, but small: most of what was promised came true.
+        "gain-not-realised",
+        {"realised_gain": -20, "realised_gain_lower": -22, "realised_gain_upper": -18},
+        last(7),
+        {"realised_gain": -0.2, "realised_gain_lower": -0.3, "realised_gain_upper": -0.1},
+        last(12),
     ),
     (
         "gain-not-realised",
