@@ -15,9 +15,9 @@ import time
 import numpy as np
 
 from surefoot import config
+from surefoot.iteration import begin, iterate
 from surefoot.settings import dumps
 from surefoot.sources import make_source
-from surefoot.iteration import begin, iterate
 from surefoot.training import make_rule
 
 

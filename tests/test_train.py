@@ -19,9 +19,9 @@ from surefoot.advantage import estimate
 from surefoot.batch import Trajectory
 from surefoot.distributions import Bernoulli
 from surefoot.geometry import surrogate_gradient
+from surefoot.iteration import Learner, begin, iterate, settled
 from surefoot.policy import Policy
 from surefoot.sources import make_source
-from surefoot.iteration import Learner, begin, iterate, settled
 from surefoot.stages import estimate_stage
 from surefoot.training import make_rule
 
