@@ -96,7 +96,9 @@ class TabularPolicy(Policy):
         unnormalised = np.exp(logits - logits.max(axis=-1, keepdims=True))
         probabilities = unnormalised / unnormalised.sum(axis=-1, keepdims=True)
         # A probability that underflows is no impossible action: KL would be infinite for nothing.
-        return np.where(np.isneginf(logits), 0, np.maximum(probabilities, np.finfo(np.float64).tiny))
+        least = np.where(np.isneginf(logits), 0, np.finfo(np.float64).tiny)
+        result: Any = np.maximum(probabilities, least)
+        return result
 
 
 class HostPolicy:
