@@ -56,6 +56,7 @@ def healthy_row(update: int, updates: int) -> dict[str, Any]:
         "realised_gain_lower": 1.0,
         "realised_gain_upper": 6.0,
         "undone": False,
+        "discarded": False,
         "explained_variance": min(0.8, 0.1 * update),
         "loss": 0.3,
         "value_mean": 10.0,

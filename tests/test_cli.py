@@ -39,6 +39,7 @@ def test_a_run_leaves_everything_that_is_promised(run_folder):
         "metrics.jsonl",
         "evaluation.json",
         "learning_curve.png",
+        "report.html",
         "policy/policy.json",
         "policy/policy.safetensors",
     }
@@ -124,7 +125,7 @@ def test_runs_without_a_folder_get_one_each(tmp_path, monkeypatch, capsys):
     for _ in range(2):
         assert cli.main(["train", "CartPole-v1", *TINY]) == 0
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"CartPole-v1-trpo-s0", "CartPole-v1-trpo-s0-2"}
-    assert "learning_curve.png" in capsys.readouterr().out
+    assert "report.html" in capsys.readouterr().out
 
 
 def test_every_setting_is_in_the_help(capsys):

@@ -16,7 +16,7 @@ from scipy.special import expit, rel_entr
 
 from surefoot import config, geometry
 from surefoot.batch import Batch, sampled_batch
-from surefoot.policy import NeuralPolicy, flatten, make_policy
+from surefoot.policy import NeuralPolicy, TabularPolicy, flatten, make_policy
 from surefoot.steps import conjugate_gradients
 
 ROWS = 9
@@ -328,15 +328,16 @@ def test_a_batch_without_experience_gives_zeros_and_no_nan(problem, rng):
 
 
 @pytest.mark.parametrize(("share", "stride"), [(1.0, 1), (0.5, 2), (0.3, 3), (0.25, 4), (0.1, 10)])
-def test_subsample_takes_every_kth_row_with_weights_that_sum_to_one(share, stride, problem):
+def test_subsample_takes_one_row_of_every_k_with_weights_that_sum_to_one(share, stride, problem):
     _, _, rows = problem("gaussian")
     batch = make_batch(**rows)
     part = geometry.subsample(batch, share)
-    expected = np.asarray(batch.weight)[::stride]
+    index = [min(first + number % stride, batch.size - 1) for number, first in enumerate(range(0, batch.size, stride))]
+    expected = np.asarray(batch.weight)[index]
     assert part.size == len(expected)
     np.testing.assert_allclose(part.weight, expected / expected.sum(), rtol=1e-12)
-    np.testing.assert_array_equal(part.observation, batch.observation[::stride])
-    np.testing.assert_array_equal(part.old.mean, rows["old"].mean[::stride])
+    np.testing.assert_array_equal(part.observation, np.asarray(batch.observation)[index])
+    np.testing.assert_array_equal(part.old.mean, np.asarray(rows["old"].mean)[index])
 
 
 @pytest.mark.parametrize("share", [0.5, 0.2, 0.05])
@@ -350,10 +351,24 @@ def test_a_subsample_keeps_at_least_the_rows_that_it_is_asked_to(share, fewest, 
         assert part.size == geometry.subsample(batch, share).size
 
 
+@pytest.mark.parametrize("environments", [4, 5, 6, 10, 64])
+def test_a_subsample_takes_every_environment_in_turn(environments):
+    # Rows are laid out time outermost: always the first of five would be the same environments for ever.
+    size = environments * 60
+    environment = jnp.arange(size) % environments
+    policy = TabularPolicy(jnp.zeros((environments, 2)))
+    old = policy(environment)
+    batch = sampled_batch(environment, None, 0 * environment, jnp.ones(size), old, jnp.ones(size))
+    seen = np.bincount(geometry.subsample(batch, 0.2).observation, minlength=environments)
+    assert seen.min() >= 6
+    assert seen.max() <= 20
+
+
 def test_fisher_matrix_of_a_subsample_is_that_of_its_rows_alone(problem):
     policy, _, rows = problem("categorical")
     part = geometry.subsample(make_batch(**rows), 0.5)
-    alone = make_batch(**jax.tree.map(lambda leaf: leaf[::2], rows))
+    index = [min(first + number % 2, ROWS - 1) for number, first in enumerate(range(0, ROWS, 2))]
+    alone = make_batch(**jax.tree.map(lambda leaf: leaf[np.array(index)], rows))
     np.testing.assert_allclose(fisher_matrix(policy, part), fisher_matrix(policy, alone), atol=1e-13)
 
 

@@ -10,6 +10,7 @@ import surefoot as sf
 from models import mixed, random_policy
 from surefoot import config, history
 from surefoot.batch import reweighted, sampled_batch
+from surefoot.bounds import CATALOGUE, Discounted
 from surefoot.calibration import calibrate
 from surefoot.guard import careful, did_harm, next_share
 from surefoot.iteration import begin, iterate, settled
@@ -17,6 +18,7 @@ from surefoot.rules import RULES, Rule, UpdateReport
 from surefoot.sampled_certificate import (
     Moved,
     Sums,
+    advantage_change,
     discounted_rows,
     effective_horizon,
     estimated_bounds,
@@ -24,6 +26,7 @@ from surefoot.sampled_certificate import (
     movement_from_start,
     over_environments,
     realised_gain,
+    sampled_certificate,
 )
 from surefoot.sources import make_source
 from surefoot.tabular import MDP
@@ -104,7 +107,8 @@ def test_what_cannot_be_said_is_null_with_a_reason():
     assert realised_gain(few, none, 0.95).reason == "a batch without experience"
     assert held_out_gain(none, 0.95).reason == "a batch without experience"
     wild = Sums(np.full(9, np.inf), np.ones(9))
-    assert realised_gain(wild, wild, 0.95) == (None, None, None, "the critic's values are not finite")
+    assert realised_gain(wild, wild, 0.95) == (None, None, None, "the values are not finite")
+    assert held_out_gain(wild, 0.95) == (None, None, None, "the values are not finite")
 
 
 def test_rows_of_no_weight_and_terminations_in_the_sums():
@@ -120,6 +124,7 @@ def test_rows_of_no_weight_and_terminations_in_the_sums():
 STAGGERED = (np.arange(64)[None] + np.arange(32)[:, None]) % 64  # episodes of 64 steps, one begun at each
 TIMES = [  # times [T, N], discount, start of the reason or None
     (np.tile(np.arange(100), (64, 1)).T, 0.9, None),
+    (np.zeros((8, 8), int), 0.99, "the batch's times cover 1%"),
     (STAGGERED, 0.9, None),
     (STAGGERED + 1, 0.9, "no episode begins"),
     (np.arange(20)[:, None], 0.9, "14.9 effective rows are too few"),
@@ -131,57 +136,125 @@ TIMES = [  # times [T, N], discount, start of the reason or None
 
 @pytest.mark.parametrize(("time", "discount", "reason"), TIMES)
 def test_when_a_batch_stands_for_the_discounted_visitation(time, discount, reason):
-    rows, told = discounted_rows(time, np.ones(time.shape, bool), discount)
+    nowhere, everywhere = np.zeros(time.shape, bool), np.ones(time.shape, bool)
+    rows, told = discounted_rows(time, everywhere, nowhere, discount)
     weight = discount ** time.astype(float)
     assert rows == pytest.approx(weight.sum() ** 2 / np.sum(weight**2))
     assert told is None if reason is None else told.startswith(reason)
-    assert discounted_rows(time, np.zeros(time.shape, bool), discount) == (0.0, "a batch without experience")
+    assert discounted_rows(time, nowhere, nowhere, discount) == (0.0, "a batch without experience")
+    # Episodes that terminate leave nothing out, however short they are.
+    ends = time == time.max()
+    assert (
+        reason is None
+        or "cover 20%" in reason
+        or "too few" in reason
+        or not (time == 0).any()
+        or (discounted_rows(time, everywhere, ends, discount)[1] is None)
+    )
 
 
+def enumerated(mdp, old, ending):
+    """Every transition out of a live state as a sampled batch of the weight that endless sampling would give it."""
+    account, transition = mdp.evaluate(old), mdp.matrix.reshape(6, 3, 6)
+    state, action, later = (a.ravel() for a in np.indices((5 if ending else 6, 3, 6)))
+    weight = account.visitation[state] * old[state, action] * transition[state, action, later]
+    advantage = jnp.asarray(account.advantage[state, action])
+    distributions = sf.TabularPolicy.of(jnp.asarray(old))(jnp.asarray(state))
+    batch = sampled_batch(jnp.asarray(state), None, jnp.asarray(action), advantage, distributions, jnp.asarray(weight))
+    return batch, state, action, ending & (later == 5), account
+
+
+def quantities_by_hand(mdp, old, new, account, live, rows):
+    """What the bounds are made of, from the model; the ranges over states from the given rows of (ratio - 1) A."""
+    tv = np.abs(new - old).sum(axis=1) / 2
+    kl, reverse = np.sum(old * np.log(old / new), axis=1), np.sum(new * np.log(new / old), axis=1)
+    d = account.visitation
+    return Discounted(
+        discount=mdp.discount,
+        span=rows.max() - rows.min(),
+        largest=np.abs(rows).max(),
+        largest_advantage=np.abs(account.advantage[:live]).max(),
+        mean_tv=d @ tv,
+        max_tv=tv.max(),
+        mean_kl=d @ kl,
+        mean_reverse_kl=d @ reverse,
+        max_kl=kl.max(),
+        shift=0,
+        overlap=0,
+        transfer=0,
+        least_reward=mdp.reward[:live].min(),
+        largest_reward=np.abs(mdp.reward[:live]).max(),
+    )
+
+
+@pytest.mark.parametrize("positive", [False, True])
 @pytest.mark.parametrize("ending", [False, True])
-def test_estimated_bounds_agree_with_the_exact_ones_where_nothing_is_sampled(ending, x64, rng):
+def test_estimated_bounds_are_those_of_the_catalogue_where_nothing_is_sampled(ending, positive, x64, rng):
     mdp, old, new = decisions(rng, ending)
+    live = 5 if ending else 6
+    if positive:
+        reward = np.where(np.arange(6)[:, None] < live, np.abs(mdp.reward), 0)
+        mdp = MDP(mdp.matrix.reshape(6, 3, 6), reward, mdp.discount, mdp.start)
     new = mixed(old, new, 0.05)
     new[5] = old[5]  # no batch holds what would be done after an end
-    account, certificate = mdp.evaluate(old), sf.certify(old, new, mdp)
-    live = 5 if ending else 6
-    state, action = (a.ravel() for a in np.indices((live, 3)))
-    table = sf.TabularPolicy.of(jnp.asarray(old))
-    weight = account.visitation[state] * old[state, action]
-    batch = sampled_batch(
-        jnp.asarray(state), None, jnp.asarray(action), jnp.asarray(account.advantage[state, action]),
-        table(jnp.asarray(state)), jnp.asarray(weight),
-    )  # fmt: skip
-    transition, delta = temporal_differences(mdp, account.value)
-    error = np.sum(transition * delta, axis=-1)[state, action]
+    batch, state, action, terminated, account = enumerated(mdp, old, ending)
+    critic = rng.standard_normal(6) * (np.arange(6) < live)
+    _, delta = temporal_differences(mdp, critic)
     told = movement_from_start(
         sf.TabularPolicy.of(jnp.asarray(new)),
         batch,
         batch.weight,
-        time=jnp.asarray(state),
-        terminated=jnp.zeros(len(state), bool),
+        time=jnp.asarray(np.where(np.isin(state, (0, 1)), 0, 1)),
+        terminated=jnp.asarray(terminated),
         reward=jnp.asarray(mdp.reward[state, action]),
-        error=jnp.asarray(error),
-        value=jnp.asarray(account.value[state]),
+        error=jnp.asarray(delta[:live].ravel()),
+        value=jnp.asarray(critic[state]),
     )
     told = Moved(*map(float, told))
-    if ending:
-        told = told._replace(terminating=float(batch.weight @ transition[state, action, 5]))
-    lower, _ = estimated_bounds(told, mdp.discount)
-    assert lower.keys() == {name for name, bound in certificate.bounds.items() if bound.valid} - {
-        "exact",
-        "tv",
-        "overlap",
-    }
-    for name in lower:
-        exact = certificate.bounds[name].lower
-        if name in ("trpo", "trpo-kl", "lecture"):
-            assert lower[name] == pytest.approx(exact, rel=1e-9)
-        else:
-            # The range of (ratio - 1) A over rows is at least that of its means over actions.
-            assert lower[name] <= exact + 1e-9
-    horizon = effective_horizon(mdp.discount, told.terminating)
-    assert horizon * told.surrogate == pytest.approx(certificate.surrogate_gain)
+    assert effective_horizon(0.9, told.terminating) * told.surrogate == pytest.approx(
+        sf.certify(old, new, mdp).surrogate_gain
+    )
+    rows = ((new / old - 1) * account.advantage)[:live].ravel()
+    by_hand = quantities_by_hand(mdp, old, new, account, live, np.append(rows, 0) if ending else rows)
+    lower, vacuous = estimated_bounds(told, mdp.discount)
+    catalogue = {bound.id: bound for bound in CATALOGUE if bound.needs == "samples" and bound.valid(by_hand)}
+    assert lower.keys() == catalogue.keys()
+    assert ("lecture" in lower) == positive
+    gain = sf.certify(old, new, mdp).surrogate_gain
+    for name, bound in catalogue.items():
+        assert lower[name] == pytest.approx(gain - bound.discounted(by_hand) / (1 - mdp.discount), rel=1e-9), name
+    # States 0 and 1 are those of time 0: the return is the critic's value there and what its errors add.
+    first = np.isin(state, (0, 1)) & (np.asarray(batch.weight) > 0)
+    expected = critic[state[first]].mean() + effective_horizon(0.9, told.terminating) * told.error
+    worst = by_hand.least_reward * (1 if ending and positive else 10) - expected
+    assert vacuous == (max(lower.values()) <= worst)
+
+
+@pytest.mark.parametrize("ending", [False, True])
+def test_the_held_out_gain_is_the_surrogate_gain_where_nothing_is_sampled(ending, x64, rng):
+    mdp, old, new = decisions(rng, ending)
+    batch, _, _, terminated, _ = enumerated(mdp, old, ending)
+    change = advantage_change(sf.TabularPolicy.of(jnp.asarray(new)), batch)
+    sums = over_environments(change[:, None], batch.weight[:, None], terminated[:, None], mdp.discount)
+    environments = Sums(*(np.tile(np.asarray(a), 9) for a in sums))
+    gain = sf.certify(old, new, mdp).surrogate_gain
+    told = held_out_gain(environments, 0.95)
+    np.testing.assert_allclose([told.value, told.lower, told.upper], gain, rtol=1e-9)
+
+
+def test_a_movement_that_is_not_finite_has_no_bounds():
+    moved = Moved(*[0.0] * len(Moved._fields))._replace(mean_kl=np.nan)
+    report = UpdateReport(*[1.0] * len(UpdateReport._fields))
+    told = sampled_certificate(report, 10.0, 50.0, None, moved, 0.9)
+    assert (told.estimated_bounds, told.vacuous, told.best_bound) == (None, None, None)
+    assert told.estimated_bounds_reason == "the values are not finite"
+
+
+def test_intervals_of_few_environments_miss_as_often_as_they_say(rng):
+    for environments in (8, 16, 64):
+        noise = rng.standard_normal((2000, environments))
+        harm = np.mean([did_harm(Sums(row * 0, row * 0 + 1), Sums(row, row * 0 + 1), 0.95) for row in noise])
+        assert 0.03 < harm < 0.075, environments
 
 
 def test_a_bound_below_the_worst_return_is_vacuous():
@@ -205,7 +278,7 @@ def collected(environment="CartPole-v1", rule="trpo", **settings):
 
 
 class Holdout(Rule):
-    """Reports on the batch that it was given."""
+    """Moves by npg and reports on the batch that it was given."""
 
     settings_class = config.PI
 
@@ -295,11 +368,12 @@ def test_the_guard_takes_back_an_update_that_did_harm_and_steps_more_carefully()
         judgements.append(told.judgement)
     assert [bool(judgement["undone"]) for judgement in judgements].index(True) == 4
     assert judgements[4]["realised_gain_upper"] < 0
-    assert rows[3]["kl"] > 0.2
+    assert rows[3]["kl"] > 0.05
     for name in ("policy", "memory"):
         assert eqx.tree_equal(getattr(learners[5], name), getattr(learners[3], name)), name
     # Its batch is left unused, by the critic too, and what was not taken is not judged.
     assert not rows[4]["accepted"]
+    assert [row["discarded"] for row in rows] == [False] * 4 + [True] + [False] * 2
     assert eqx.tree_equal(learners[5].critic, learners[4].critic)
     assert judgements[5]["realised_gain_reason"] == "no step was taken"
     assert rows[5]["radius"] == pytest.approx(0.025)
@@ -319,10 +393,11 @@ def test_without_the_guard_the_harm_stays():
 def test_a_careful_rule_has_less_of_what_sets_its_step(name):
     rule = RULES[name]()
     less = careful(rule, 0.25)
-    if hasattr(rule, "radius"):
-        assert less.radius == 0.25 * rule.radius
-    else:
-        assert less.step_size == 0.5 * rule.step_size
+    assert getattr(less, "radius", 0) == 0.25 * getattr(rule, "radius", 0)
+    assert getattr(less, "step_size", 0) == 0.5 * getattr(rule, "step_size", 0)
+    assert careful(RULES["npg"](eta=2.0), 0.25).eta == 1.0
+    with pytest.raises(sf.SettingError, match="guard needs a rule with a radius"):
+        careful(Holdout(), 0.25)
     assert jax.tree.structure(less) == jax.tree.structure(rule)
 
 
@@ -339,11 +414,14 @@ def test_the_share_of_the_radius_halves_and_grows_back_to_one():
     assert next_share(1.0, undone=True) == 0.5
     assert next_share(0.5, undone=False) == pytest.approx(0.51)
     assert next_share(0.999, undone=False) == 1.0
+    assert next_share(2.0**-10, undone=True) == 2.0**-10
 
 
-def test_holding_every_environment_out_is_refused():
+def test_holding_every_environment_out_and_guarding_too_few_are_refused():
     with pytest.raises(sf.SettingError, match="holdout must leave an environment"):
         config.make_run(holdout=0.5, envs=1)
+    with pytest.raises(sf.SettingError, match="guard needs at least 8 environments"):
+        config.make_run(guard=True, envs=7)
 
 
 def test_the_certificate_of_a_run(tmp_path):

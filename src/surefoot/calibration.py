@@ -15,13 +15,12 @@ class Calibration:
 
     Attributes:
         updates: how many there were.
-        judged: how many moved the policy and have a realised gain.
+        judged: how many moved the policy, were not taken back and have a realised gain.
         promised: sum of their promised gains.
         realised: sum of their realised gains.
         ratio: realised / promised: 1 where the surrogate told the truth; None where nothing was promised.
         lowered: share of the updates with an interval whose realised gain is below 0 beyond it; None without any.
-        left: share of the accepted updates whose KL exceeds 1.01 times the radius that was in force; None for rules
-            without a KL radius.
+        left: share of the accepted updates that left the trust region; None where no radius in KL is in force.
         vacuous: share of the updates with an estimated bound for which even the best is vacuous; None without any.
     """
 
@@ -35,33 +34,67 @@ class Calibration:
     vacuous: float | None
 
 
+LEFT = 1.01
+"""An update has left the trust region whose KL exceeds this many radii: the solve's own rounding is below it."""
+
+
 def calibrate(history: History) -> Calibration:
-    """The calibration of a run. Metrics that it does not record count as null."""
-    rows = history.rows
-
-    def column(name: str) -> np.ndarray:
-        return history.column(name) if any(name in row for row in rows) else np.full(len(rows), np.nan)
-
-    promised, realised, upper = column("promised_gain"), column("realised_gain"), column("realised_gain_upper")
-    accepted = column("accepted") > 0
-    judged = accepted & np.isfinite(promised) & np.isfinite(realised)
-    known = judged & np.isfinite(upper)
+    """The calibration of a run. Metrics that it does not record count as null; updates that the guard took back
+    kept no promise and broke none."""
+    promised, realised, bounded = (column(history, name) for name in ("promised_gain", "realised_gain", "vacuous"))
+    moved = column(history, "accepted") > 0
+    judged = moved & kept(history) & np.isfinite(promised) & np.isfinite(realised)
     total, gained = float(promised[judged].sum()), float(realised[judged].sum())
-    bounded = column("vacuous")
+    outside = left_region(history)
     return Calibration(
-        updates=len(rows),
+        updates=len(history.rows),
         judged=int(judged.sum()),
         promised=total,
         realised=gained,
         ratio=gained / total if total > 0 else None,
-        lowered=_share(upper[known] < 0),
-        left=_share(column("kl")[accepted] > 1.01 * column("radius")[accepted]) if _has_radius(history) else None,
+        lowered=_share(lowered(history)[measured(history)]),
+        left=None if outside is None else _share(outside[moved]),
         vacuous=_share(bounded[np.isfinite(bounded)] > 0),
     )
 
 
-def _has_radius(history: History) -> bool:
-    return history.config.get("trust_region") == "kl"
+def column(history: History, name: str) -> np.ndarray:
+    """A metric over all updates, float64 [updates]; NaN where it is null or not recorded at all."""
+    return history.column(name) if any(name in row for row in history.rows) else np.full(len(history.rows), np.nan)
+
+
+def kept(history: History) -> np.ndarray:
+    """Which updates the guard left in force, boolean [updates]."""
+    return ~(column(history, "undone") > 0)
+
+
+def measured(history: History) -> np.ndarray:
+    """Which updates moved the policy and have a realised gain with its interval, boolean [updates]."""
+    names = ("accepted", "promised_gain", "realised_gain", "realised_gain_upper")
+    columns = [column(history, name) for name in names]
+    return (columns[0] > 0) & np.isfinite(columns).all(axis=0)
+
+
+def lowered(history: History) -> np.ndarray:
+    """Which updates lowered the return beyond noise, boolean [updates]; those that were taken back too."""
+    return measured(history) & (column(history, "realised_gain_upper") < 0)
+
+
+def left_region(history: History) -> np.ndarray | None:
+    """Which accepted updates left the trust region, boolean [updates].
+
+    In the divergence that the rule constrains. None where no radius in KL is in force.
+    """
+    settings = history.config.get("rule_settings")
+    settings = settings if isinstance(settings, dict) else {}
+    if history.config.get("trust_region") != "kl" or settings.get("eta") is not None:
+        return None
+    reverse = settings.get("divergence") == "reverse-kl"
+    name = "max_kl" if settings.get("constraint") == "max" else "reverse_kl" if reverse else "kl"
+    if reverse and name == "max_kl":
+        return None  # the largest KL(new || old) is not recorded
+    moved = column(history, "accepted") > 0
+    return moved & (column(history, name) > LEFT * column(history, "radius"))
 
 
 def _share(which: np.ndarray) -> float | None:

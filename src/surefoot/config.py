@@ -261,6 +261,10 @@ class Collection(Settings):
     )
 
 
+FEWEST_ENVIRONMENTS = 8
+"""Fewer environments than these have too few different resamples for an interval of a gain."""
+
+
 @dataclass(frozen=True)
 class Certification(Settings):
     """The account of every update, and what is done about a bad one."""
@@ -276,7 +280,7 @@ class Certification(Settings):
     guard: bool = setting(
         False,
         "Take an update back whose realised gain is negative beyond the guard's confidence, and go on from the "
-        "policy before it with half the radius, which then grows back by 2% an update.",
+        "policy before it with half the radius (step sizes times sqrt 1/2), which then grows back by 2% an update.",
     )
     guard_confidence: float = setting(
         0.99, "How sure the guard must be (one-sided) that an update did harm.", at_least=0.5, below=1
@@ -295,6 +299,15 @@ class Run(Settings):
     estimator: Estimator = field(default_factory=Estimator, metadata={"help": Estimator.__doc__})
     collection: Collection = field(default_factory=Collection, metadata={"help": Collection.__doc__})
     certification: Certification = field(default_factory=Certification, metadata={"help": Certification.__doc__})
+
+    def check_together(self) -> None:
+        """Refuse settings that are legal alone but not together. Raises SettingError."""
+        _ = self.held_out
+        if self.certification.guard and self.collection.envs < FEWEST_ENVIRONMENTS:
+            raise SettingError(
+                f"guard needs at least {FEWEST_ENVIRONMENTS} environments for an interval of the gain, "
+                f"but envs {self.collection.envs} came"
+            )
 
     @property
     def held_out(self) -> int:
@@ -336,7 +349,7 @@ def make_run(**values: Any) -> Run:
     for group, kind in groups(Run).items():
         arguments[group] = kind(**nested[group])
     run = Run(**arguments)
-    _ = run.held_out  # refused before anything is made
+    run.check_together()
     return run
 
 

@@ -104,16 +104,18 @@ def repeatable(agent: Agent, environment: str | Callable[[], Any], *, seed: int 
     Raises EnvironmentFault where an environment fails.
     """
     name = environment_name(environment)
-    copies = [maker(environment)() for _ in range(2)]
+    make = maker(environment)
+    copies: list[Any] = []
     generator = np.random.default_rng(np.random.SeedSequence((seed, 0x5A3E)))
     try:
+        copies += [make() for _ in range(2)]
         shown = [env.reset(seed=seed % 2**31) for env in copies]
         for _ in range(steps):
             if not _same([observation for observation, _ in shown]):
                 return False
             observation, info = shown[0]
             mask = info.get("action_mask")
-            action = agent.act(observation, mask, deterministic=False, generator=generator)
+            action = _given(agent.act(observation, mask, deterministic=False, generator=generator))
             stepped = [env.step(action) for env in copies]
             if not _same([result[:4] for result in stepped]):
                 return False
@@ -128,6 +130,11 @@ def repeatable(agent: Agent, environment: str | Callable[[], Any], *, seed: int 
     finally:
         for env in copies:
             env.close()
+
+
+def _given(action: np.ndarray) -> Any:
+    """The action as an environment alone is given it: a number where it is one."""
+    return action if action.ndim else action[()]
 
 
 def _same(pair: list[Any]) -> bool:
@@ -154,7 +161,7 @@ def film(agent: Agent, environment: str | Callable[[], Any], file: str | Path, *
             frames, over = [env.render()], False
             while not over and len(frames) < _LONGEST_EPISODE:
                 mask = info.get("action_mask")
-                observation, _, terminated, truncated, info = env.step(agent.act(observation, mask))
+                observation, _, terminated, truncated, info = env.step(_given(agent.act(observation, mask)))
                 frames.append(env.render())
                 over = terminated or truncated
             rate = env.metadata.get("render_fps", 30)

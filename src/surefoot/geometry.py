@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from surefoot.batch import Batch, rows, weighted_sum
@@ -221,14 +222,17 @@ def _effective_sample_size(mass: Float[Array, " B"]) -> Float[Array, ""]:
 
 
 def subsample(batch: Batch, share: float, *, fewest: int = 1) -> Batch:
-    """Every k-th row with weights that again sum to 1; the whole batch for share 1.
+    """One row of every k, with weights that again sum to 1; the whole batch for share 1.
 
     k is round(1/share), or less where that would leave fewer than `fewest` rows.
     """
     stride = max(1, min(round(1 / share), batch.size // fewest))
     if stride == 1:
         return batch
-    part = rows(batch, slice(None, None, stride))
+    # Rows of several environments take turns: always the first of k would be the same environments for ever where
+    # their number is a multiple of k.
+    block = np.arange(-(-batch.size // stride))
+    part = rows(batch, np.minimum(block * stride + block % stride, batch.size - 1))
     total = jnp.maximum(jnp.sum(part.weight), jnp.finfo(part.weight.dtype).tiny)
     return eqx.tree_at(lambda b: b.weight, part, part.weight / total)
 

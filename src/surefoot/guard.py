@@ -12,11 +12,15 @@ from typing import TypeVar
 import equinox as eqx
 import numpy as np
 
+from surefoot.errors import SettingError
 from surefoot.rules import Rule
 from surefoot.sampled_certificate import Sums, realised_gain
 
 SHRINK = 0.5
+# Two taken back in a row cost about seventy updates of smaller steps: harm is dearer than time.
 GROWTH = 1.02
+# Below this nothing would be learned any more, whatever the batches say.
+LEAST = 2.0**-10
 
 AnyRule = TypeVar("AnyRule", bound=Rule)
 
@@ -24,12 +28,15 @@ AnyRule = TypeVar("AnyRule", bound=Rule)
 def careful(rule: AnyRule, share: float) -> AnyRule:
     """The rule with `share` of its trust region.
 
-    Rules with a radius have it times `share`; of others the optimiser's step size times sqrt(share), as the KL
-    grows with the square of a step.
+    A radius is taken times `share`; a step size or `eta` times sqrt(share), as the KL grows with the square of a
+    step. Rules that only steer towards their radius have both. Raises SettingError for a rule that has neither.
     """
-    if hasattr(rule, "radius"):
-        return eqx.tree_at(lambda r: r.radius, rule, np.asarray(rule.radius) * share)
-    return eqx.tree_at(lambda r: r.step_size, rule, np.asarray(getattr(rule, "step_size")) * np.sqrt(share))  # noqa: B009
+    factors = {"radius": share, "eta": np.sqrt(share), "step_size": np.sqrt(share)}
+    found = {name: factor for name, factor in factors.items() if getattr(rule, name, None) is not None}
+    if not found:
+        raise SettingError(f"guard needs a rule with a radius, eta or step_size, but {type(rule).__name__} has none")
+    lengths = [np.asarray(getattr(rule, name)) * factor for name, factor in found.items()]
+    return eqx.tree_at(lambda r: [getattr(r, name) for name in found], rule, lengths)
 
 
 def did_harm(before: Sums, after: Sums, confidence: float) -> bool:
@@ -40,4 +47,4 @@ def did_harm(before: Sums, after: Sums, confidence: float) -> bool:
 
 def next_share(share: float, *, undone: bool) -> float:
     """The share of the radius for the next update."""
-    return share * SHRINK if undone else min(1.0, share * GROWTH)
+    return max(share * SHRINK, LEAST) if undone else min(1.0, share * GROWTH)

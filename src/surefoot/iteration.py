@@ -32,7 +32,6 @@ from surefoot.stages import (
     critic_stage,
     estimate_stage,
     frozen_error,
-    held_out_sums,
     movement_stage,
     split_keys,
     update_stage,
@@ -128,9 +127,19 @@ def iterate(
     share = float(learner.share)
     rule = careful(rule, share) if run.certification.guard else rule
     updated = update_stage(
-        rule, learner.policy, learner.memory, trajectory, batch, update_key, held=run.held_out, idle=undone
+        rule,
+        learner.policy,
+        learner.memory,
+        trajectory,
+        batch,
+        update_key,
+        discount=run.estimator.discount,
+        held=run.held_out,
+        idle=undone,
     )
     report, normaliser_kl, smallest_std = jax.device_get((updated.report, updated.normaliser_kl, updated.smallest_std))
+    if undone:  # also where a rule moves on advantages of 0: nothing of it is kept
+        report = report._replace(accepted=np.bool_(False))
     moved = time.perf_counter()
     account = certify_stage(report, updated, trajectory, batch, estimates, run)
     certified = time.perf_counter()
@@ -157,6 +166,7 @@ def iterate(
         **{name: float(getattr(told, name)) for name in _CHECKS},
         "normaliser_kl": float(normaliser_kl),
         "smallest_std": None if smallest_std is None else float(smallest_std),
+        "discarded": undone,
     }
     made = updated._replace(policy=learner.previous.policy, memory=learner.previous.memory) if undone else updated
     learner = Learner(
@@ -171,6 +181,7 @@ def iterate(
     return learner, state, Iteration(row, returns, judgement)
 
 
+_NO_STEP = "no step was taken"
 _CHECKS = ("reward_mean", "reward_std", "reward_largest", "first_ratio_error", "action_saturation")
 
 
@@ -185,7 +196,7 @@ def judge(previous: Previous, trajectory: Trajectory, batch: Batch, run: config.
     settings = run.certification
     before = _sums(previous.total, previous.mass)
     if not before.mass.any():
-        return unjudged("no step was taken"), False
+        return unjudged(_NO_STEP), False
     after = _sums(*frozen_error(previous.critic, trajectory, batch.weight, run.estimator.discount))
     undone = settings.guard and did_harm(before, after, settings.guard_confidence)
     estimate = realised_gain(before, after, settings.confidence)
@@ -216,20 +227,18 @@ def certify_stage(
     """The update's certificate from its own batch, as metrics."""
     discount = run.estimator.discount
     horizon = effective_horizon(discount, float(estimates.terminating))
-    time, reset = jax.device_get((trajectory.time, trajectory.reset))
-    rows, reason = discounted_rows(time, ~reset, discount)
+    time, reset, terminated = jax.device_get((trajectory.time, trajectory.reset, trajectory.terminated))
+    rows, reason = discounted_rows(time, ~reset, terminated, discount)
     if not report.accepted:
-        reason = "no step was taken"
-    moved = held = None
+        reason = _NO_STEP
+    moved = None
     if reason is None:
         moved = jax.device_get(movement_stage(updated.policy, trajectory, batch, estimates, discount))
-    if updated.held_out is not None:
-        sums = held_out_sums(updated.policy, trajectory, batch, updated.held_out, discount)
-        held = held_out_gain(_sums(*sums), run.certification.confidence)
+    held = Estimate(reason="no environment was held out" if updated.held_out is None else _NO_STEP)
+    if updated.held_out is not None and report.accepted:
+        held = held_out_gain(_sums(*updated.held_out), run.certification.confidence)
     certificate = sampled_certificate(report, horizon, rows, reason, moved, discount)
-    told = _estimate_metrics("held_out_gain", held or Estimate())
-    del told["held_out_gain_reason"]
-    return certificate._asdict() | told
+    return certificate._asdict() | _estimate_metrics("held_out_gain", held)
 
 
 def settled(row: dict[str, Any]) -> dict[str, Any]:

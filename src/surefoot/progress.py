@@ -45,7 +45,7 @@ class Progress:
     def show(self, row: dict[str, Any], returns: np.ndarray) -> None:
         """Show an update's row; `returns` are those of the episodes that ended in it."""
         self._returns.extend(float(value) for value in returns)
-        self._refused += not row["accepted"]
+        self._refused += not row["accepted"] and not row["discarded"]
         if not self._shown:
             return
         if self._live:

@@ -8,21 +8,29 @@ f = 1 tells: over the live steps the sum of g^t (1 - g + g terminated_t) is 1.)
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+from scipy.special import ndtri, stdtrit
 
 from surefoot.batch import Batch, Trajectory, weighted_sum
 from surefoot.bounds import CATALOGUE, Discounted
+from surefoot.config import FEWEST_ENVIRONMENTS
 from surefoot.geometry import ratio_mass
 from surefoot.policy import Policy
 
-FEWEST_ENVIRONMENTS = 8
 FEWEST_ROWS = 30
+# A mean over less than half of the visitation says more of what was left out than of the whole.
 LEAST_COVERAGE = 0.5
 _RESAMPLES = 1000
+_LARGEST_TABLE = 10_000_000  # entries; with very many environments fewer resamples do
+_ROUNDING = 1e-12
+
+
+_NOT_FINITE = "the values are not finite"
 
 
 class Sums(NamedTuple):
@@ -62,8 +70,9 @@ class SampledCertificate(NamedTuple):
         kl_ratio: real over predicted KL of the step that was taken; None where nothing was predicted.
         gain_ratio: surrogate gain over the linear model's.
         promised_gain: the surrogate gain as a return.
-        estimated_bounds: lower bound on the gain by bound id, everything in it estimated from the batch: spans and
-            maxima are the batch's, which are only lower bounds on the true ones. None where it cannot say.
+        estimated_bounds: lower bound on the gain by bound id, everything in it estimated from the batch. The largest
+            TV, KL and reward are those of the batch, from below; the span of Abar and the largest advantage are
+            ranges of noisy single rows, as a rule far too wide. None where the batch cannot say.
         estimated_bounds_reason: why not.
         estimated_bounds_rows: effective sample size of the discounted weights, in rows.
         best_bound: id of the largest of them.
@@ -127,7 +136,7 @@ def realised_gain(before: Sums, after: Sums, confidence: float) -> Estimate:
         return Estimate(reason="a batch without experience")
     value = after.as_return - before.as_return
     if not np.isfinite(value):
-        return Estimate(reason="the critic's values are not finite")
+        return Estimate(reason=_NOT_FINITE)
     return interval(value, after.resampled() - before.resampled(), len(before.mass), confidence)
 
 
@@ -137,29 +146,37 @@ def held_out_gain(sums: Sums, confidence: float) -> Estimate:
     if not held.any():
         return Estimate(reason="a batch without experience")
     sums = Sums(sums.total[held], sums.mass[held])
+    if not np.isfinite(sums.as_return):
+        return Estimate(reason=_NOT_FINITE)
     return interval(sums.as_return, sums.resampled(), int(held.sum()), confidence)
 
 
 def interval(value: float, draws: Float[np.ndarray, " K"], environments: int, confidence: float) -> Estimate:
-    """The percentile interval of bootstrap `draws`; none with too few environments to resample."""
+    """The percentile interval of bootstrap `draws`; none with too few environments to resample.
+
+    It is stretched about the value as Student's interval is against the normal one, and by sqrt(N/(N-1)): of few
+    environments the resamples spread too little, and a 99% interval of 8 would miss three times as often as it says.
+    """
     if environments < FEWEST_ENVIRONMENTS:
         reason = f"{environments} environments are too few to resample (at least {FEWEST_ENVIRONMENTS})"
         return Estimate(value=value, reason=reason)
-    lower, upper = np.nanquantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    tail = (1 - confidence) / 2
+    quantiles = np.nanquantile(draws, [tail, 1 - tail])
+    normal = ndtri(tail)
+    stretch = stdtrit(environments - 1, tail) / normal if normal else 1.0
+    stretch *= np.sqrt(environments / (environments - 1))
+    lower, upper = value + stretch * (quantiles - value)
     return Estimate(value, float(lower), float(upper))
 
 
+@lru_cache(maxsize=2)
 def _counts(environments: int) -> Float[np.ndarray, "K N"]:
     """How often each environment is drawn in each resample: one fixed table, so that a certificate depends on
     nothing but the batches."""
-    if environments not in _COUNTS:
-        generator = np.random.default_rng(environments)
-        share = np.full(environments, 1 / environments)
-        _COUNTS[environments] = generator.multinomial(environments, share, size=_RESAMPLES).astype(np.float64)
-    return _COUNTS[environments]
-
-
-_COUNTS: dict[int, np.ndarray] = {}
+    resamples = int(np.clip(_LARGEST_TABLE // environments, 100, _RESAMPLES))
+    generator = np.random.default_rng(environments)
+    share = np.full(environments, 1 / environments)
+    return generator.multinomial(environments, share, size=resamples).astype(np.float64)
 
 
 Scalar: TypeAlias = Any
@@ -238,13 +255,17 @@ def movement_from_start(
 
 
 def discounted_rows(
-    time: Int[np.ndarray, "T N"], real: Bool[np.ndarray, "T N"], discount: float
+    time: Int[np.ndarray, "T N"],
+    real: Bool[np.ndarray, "T N"],
+    terminated: Bool[np.ndarray, "T N"],
+    discount: float,
 ) -> tuple[float, str | None]:
     """The effective sample size of the weights g^t, and why the batch cannot stand for the discounted visitation.
 
     None as the reason where it can: there are rows of time 0, at least 30 effective rows, and the batch's times
     leave out less than half of the visitation. The last is judged by the count of rows at each time, which should
-    not be below that of any later time, as who is there later was there before.
+    not be below that of any later time, as who is there later was there before; whoever has not terminated at the
+    last time goes on for ever.
     """
     times = time[real]
     if not times.size:
@@ -258,7 +279,8 @@ def discounted_rows(
     counts = np.bincount(times)
     expected = np.maximum.accumulate(counts[::-1])[::-1]
     discounts = discount ** np.arange(len(counts))
-    after = float(expected[-1]) * discount ** len(counts) / (1 - discount)
+    going_on = int(counts[-1]) - int(np.sum(terminated & real & (time == len(counts) - 1)))
+    after = going_on * discount ** len(counts) / (1 - discount)
     covered = float(discounts @ counts) / (float(discounts @ expected) + after)
     if covered < LEAST_COVERAGE:
         return rows, f"the batch's times cover {covered:.0%} of the discounted visitation"
@@ -267,12 +289,12 @@ def discounted_rows(
 
 def estimated_bounds(moved: Moved, discount: float) -> tuple[dict[str, float], bool]:
     """Every bound of the catalogue that samples can be asked for, as a lower bound on the gain in return; whether
-    the best is vacuous. All of it is estimated: a batch's span and maxima are only lower bounds on the true ones.
+    the best is vacuous. All of it is estimated, spans and maxima over states from single noisy rows.
     """
     horizon = effective_horizon(discount, moved.terminating)
     # Beyond an end nothing differs: there the disagreement and Abar are 0, with the rest of the visitation.
     live = (1 - discount) * horizon
-    ends = live < 1 - 1e-12
+    ends = live < 1 - _ROUNDING
     low, high = (min(moved.smallest, 0.0), max(moved.largest, 0.0)) if ends else (moved.smallest, moved.largest)
     quantities = Discounted(
         discount=discount,
@@ -309,7 +331,13 @@ def sampled_certificate(
     taken = bool(report.accepted)
     predicted_kl = float(report.scale) ** 2 * float(report.predicted_kl)
     predicted_gain = float(report.scale) * float(report.predicted_gain)
-    bounds, vacuous = (None, None) if moved is None else estimated_bounds(Moved(*map(float, moved)), discount)
+    bounds = vacuous = None
+    if moved is not None:
+        moved = Moved(*map(float, moved))
+        if np.isnan(moved).any():
+            reason = _NOT_FINITE
+        else:
+            bounds, vacuous = estimated_bounds(moved, discount)
     best = max(bounds, key=lambda name: bounds[name]) if bounds else None
     return SampledCertificate(
         kl_ratio=_ratio(float(report.kl), predicted_kl) if taken else None,

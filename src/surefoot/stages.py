@@ -64,7 +64,7 @@ class Updated(NamedTuple):
         policy: after the update, with a normaliser that has also seen this iteration's observations.
         memory: the rule's.
         report: the rule's.
-        held_out: weights of the rows that the step did not see, [B]; None without a holdout.
+        held_out: `Sums` of (ratio - 1) A over the rows that the step did not see, [N] each; None without a holdout.
         normaliser_kl: mean KL that the normaliser's observations took.
         smallest_std: of a Gaussian policy, over its dimensions; None for others.
     """
@@ -72,7 +72,7 @@ class Updated(NamedTuple):
     policy: NeuralPolicy
     memory: Memory
     report: UpdateReport
-    held_out: Float[Array, " B"] | None
+    held_out: tuple[Float[Array, " N"], Float[Array, " N"]] | None
     normaliser_kl: Float[Array, ""]
     smallest_std: Float[Array, ""] | None
 
@@ -127,7 +127,7 @@ def estimate_stage(
     )
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="discount")
 def frozen_error(
     critic: Critic, trajectory: Trajectory, weight: Float[Array, " B"], discount: float
 ) -> tuple[Array, Array]:
@@ -136,7 +136,7 @@ def frozen_error(
     return over_environments(error, weight.reshape(error.shape), trajectory.terminated, discount)
 
 
-@partial(jax.jit, static_argnames="held")
+@partial(jax.jit, static_argnames=("held", "discount"))
 def update_stage(
     rule: Rule,
     policy: NeuralPolicy,
@@ -145,6 +145,7 @@ def update_stage(
     batch: Batch,
     key: PRNGKeyArray,
     *,
+    discount: float,
     held: int = 0,
     idle: Any = False,
 ) -> Updated:
@@ -152,14 +153,21 @@ def update_stage(
     and the mean KL that that took. Where `idle`, the rule is given advantages of 0, on which it moves nothing."""
     key, holdout_key = split_keys(key, 2)
     advantage = jnp.where(idle, 0, batch.advantage)
-    seen, held_out = eqx.tree_at(lambda b: b.advantage, batch, advantage), None
+    seen = eqx.tree_at(lambda b: b.advantage, batch, advantage)
     if held:
         kept_out = jax.random.permutation(holdout_key, trajectory.reset.shape[1]) < held
         away = jnp.broadcast_to(kept_out, trajectory.reset.shape).reshape(-1)
-        held_out = jnp.where(away, batch.weight, 0)
         seen = reweighted(seen, jnp.where(away, 0, batch.weight))
     updated, memory, report = rule.update(policy, memory, seen, key)
     assert isinstance(updated, NeuralPolicy)
+    held_out = None
+    if held:
+        # The ratios' mean is 1, so the mean advantage only adds noise; it is that of the other environments, or a
+        # row's own advantage would be in it.
+        centred = batch.advantage - weighted_sum(seen.weight, batch.advantage)
+        change = advantage_change(updated, eqx.tree_at(lambda b: b.advantage, batch, centred))
+        shape, weight = trajectory.reset.shape, jnp.where(away, batch.weight, 0)
+        held_out = over_environments(change.reshape(shape), weight.reshape(shape), trajectory.terminated, discount)
     observed = updated.observed(_before(trajectory), ~trajectory.reset)
     part = subsample(batch, _DRIFT_ROWS / batch.size)
     drift = updated(part.observation, part.mask).kl(observed(part.observation, part.mask))
@@ -167,7 +175,7 @@ def update_stage(
     return Updated(observed, memory, report, held_out, weighted_sum(part.weight, drift), smallest)
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="discount")
 def movement_stage(
     policy: NeuralPolicy, trajectory: Trajectory, batch: Batch, estimates: Estimates, discount: float
 ) -> Moved:
@@ -184,18 +192,6 @@ def movement_stage(
         error=estimates.error,
         value=estimates.value,
     )
-
-
-@jax.jit
-def held_out_sums(
-    policy: NeuralPolicy, trajectory: Trajectory, batch: Batch, weight: Float[Array, " B"], discount: float
-) -> tuple[Array, Array]:
-    """`Sums` of (ratio - 1) A over the held-out rows."""
-    # The ratios' mean is 1, so the mean advantage only adds noise.
-    centred = batch.advantage - weighted_sum(batch.weight, batch.advantage)
-    change = advantage_change(policy, eqx.tree_at(lambda b: b.advantage, batch, centred))
-    shape = trajectory.reset.shape
-    return over_environments(change.reshape(shape), weight.reshape(shape), trajectory.terminated, discount)
 
 
 @partial(jax.jit, static_argnames="settings")

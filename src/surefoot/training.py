@@ -16,6 +16,7 @@ from surefoot.compilation import keep_compiled_programs
 from surefoot.doctor import Finding, diagnose
 from surefoot.errors import SettingError, SurefootError, did_you_mean
 from surefoot.evaluation import evaluate, repeatable
+from surefoot.guard import careful
 from surefoot.history import read
 from surefoot.iteration import Iteration, Learner, begin, iterate, settled, unjudged
 from surefoot.progress import Progress
@@ -80,6 +81,8 @@ def train(
     """
     run = config.make_run(**settings)
     rule = make_rule(rule)
+    if run.certification.guard:
+        careful(rule, 1.0)  # refused before anything is made where there is nothing to shorten
     if tensorboard:
         writer_class()  # refused before anything is made where it is not installed
     keep_compiled_programs()
@@ -152,10 +155,18 @@ def _train(
     seconds = time.perf_counter() - begun
     trained = _save(learner, source, name, run, folder)
     result = evaluate(trained, environment, episodes=run.evaluation_episodes, seed=run.seed)
-    recorder.write("evaluation.json", result | {"repeatable": repeatable(trained, environment, seed=run.seed)})
+    recorder.write("evaluation.json", result | {"repeatable": _repeatable(trained, environment, run.seed)})
     write_report([folder])
     history = read(folder)
     return Run(folder, steps, updates, seconds, result, trained, diagnose(history), calibrate(history))
+
+
+def _repeatable(agent: artefact.Agent, environment: Any, seed: int) -> bool | None:
+    """Whether the environment repeats under its seed; None where it fails, which must not cost a finished run."""
+    try:
+        return repeatable(agent, environment, seed=seed)
+    except SurefootError:
+        return None
 
 
 def configuration(environment: str, rule: Rule, run: config.Run) -> dict[str, Any]:

@@ -19,6 +19,7 @@ _OFFSET = 1e4  # of seven digits, an offset this large leaves float32 fewer than
 _JACKPOT = 100.0  # in usual standard deviations of the rewards
 _KEPT = 0.1  # of the promised gain
 _MOSTLY_KEPT = 0.5
+_USUAL = 1.96  # half an interval of 95 % in standard errors
 _HARMFUL_SHARE = 0.15  # of 95 % intervals, chance puts one in forty wholly below 0
 _ERRORS = 2.0  # standard errors that make a difference certain enough to be told
 
@@ -134,6 +135,8 @@ def gain_not_realised(record: Record) -> Seen | None:
     promised, realised = record["promised_gain"], record["realised_gain"]
     lower, upper = record["realised_gain_lower"], record["realised_gain_upper"]
     known = record.accepted & (promised > 0) & np.isfinite(promised)
+    if "undone" in record:
+        known &= ~(record["undone"] > 0)  # what the guard took back is not in force
     known &= np.isfinite(realised) & np.isfinite(lower) & np.isfinite(upper)
     record.enough(known, "updates whose gain was both promised and measured")
     # Half an interval in standard errors: 1.96 at 95 %.
@@ -141,7 +144,8 @@ def gain_not_realised(record: Record) -> Seen | None:
     error = float(np.sqrt(np.sum(((upper - lower)[known] / (2 * half)) ** 2)))
     gained, hoped = float(np.sum(realised[known])), float(np.sum(promised[known]))
     highest = gained + _ERRORS * error
-    harmful = known & (upper < 0)
+    # The share that chance alone gives depends on the interval's confidence: judged as those of 95 % are.
+    harmful = known & (realised + (upper - realised) * (_USUAL / half) < 0)
     sums = f"promised in all {plain(hoped)}, realised {plain(gained)} ± {plain(error)}, over {known.sum()} updates"
     # At a plateau the promises are small and intervals of a critic's leftover errors fall on either side of 0: where
     # most of what was promised came true, the harmful ones are outweighed.

@@ -32,10 +32,11 @@ _BEYOND_PENALTY_SHARE = 0.2
 def first_ratio(record: Record) -> Seen | None:
     """Whether the policy that was updated is the one that collected."""
     error = record["first_ratio_error"]
-    wrong = error > _FIRST_RATIO
+    broken = np.array([isinstance(row.get("first_ratio_error"), str) for row in record.history.rows])
+    wrong = broken | (error > _FIRST_RATIO)
     if not wrong.any():
         return None
-    largest = float(np.nanmax(error))
+    largest = float("nan") if broken.any() else float(np.nanmax(error))
     return Seen(f"the first ratios differ from 1 by up to {plain(largest)}, beyond rounding in {record.named(wrong)}")
 
 
@@ -101,9 +102,8 @@ def refusals(record: Record) -> Seen | None:
     """Whether many updates changed nothing."""
     record.enough()
     refused = record["accepted"] == 0
-    if "undone" in record:
-        # The guard leaves the batch after an update that it took back unused; that is no refusal.
-        refused[1:] &= ~(record["undone"][:-1] > 0)
+    if "discarded" in record:  # a batch that the guard left unused
+        refused &= ~(record["discarded"] > 0)
     if refused.sum() <= _REFUSED_SHARE * record.updates:
         return None
     mostly = refused.sum() > _MOSTLY_REFUSED * record.updates

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from surefoot.calibration import Calibration, calibrate
+from surefoot.calibration import Calibration, calibrate, left_region, lowered, measured
 from surefoot.doctor import Examination, examine
 from surefoot.errors import RunError
 from surefoot.history import History
@@ -20,8 +20,6 @@ DASHES = ("", "7 4", "2 3", "11 4 2 4", "5 2")
 
 MISSING = "\N{EN DASH}"
 """Stands where there is no value."""
-OUTSIDE = 1.01
-"""An update has left the trust region whose KL exceeds this many radii, as `surefoot.calibration` counts."""
 
 _SUPERSCRIPT = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
@@ -88,8 +86,8 @@ class Run:
 
     @cached_property
     def refused(self) -> np.ndarray:
-        """Which updates changed nothing, boolean [updates]."""
-        return self.column("accepted") == 0
+        """Which updates the rule refused, boolean [updates]; not those whose batch the guard left unused."""
+        return (self.column("accepted") == 0) & ~self.is_set("discarded")
 
     @cached_property
     def number(self) -> np.ndarray:
@@ -100,20 +98,17 @@ class Run:
     @cached_property
     def measured(self) -> np.ndarray:
         """Which updates moved the policy and have a realised gain with its interval, boolean [updates]."""
-        known = [self.column(key) for key in ("promised_gain", "realised_gain", "realised_gain_upper")]
-        return (self.column("accepted") > 0) & np.isfinite(known).all(axis=0)
+        return measured(self.history)
 
     @cached_property
     def lowered(self) -> np.ndarray:
         """Which updates lowered the return beyond noise, boolean [updates]."""
-        return self.measured & (self.column("realised_gain_upper") < 0)
+        return lowered(self.history)
 
     @cached_property
     def outside(self) -> np.ndarray | None:
         """Which updates left the trust region, boolean [updates]; None where it is not one of the KL."""
-        if self.history.config.get("trust_region") != "kl":
-            return None
-        return (self.column("accepted") > 0) & (self.column("kl") > OUTSIDE * self.column("radius"))
+        return left_region(self.history)
 
     @cached_property
     def calibration(self) -> Calibration:
