@@ -7,6 +7,7 @@ option was understood. Whatever the user got wrong is one line on standard error
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import warnings
@@ -60,6 +61,10 @@ def main(argv: list[str] | None = None) -> int:
     except SurefootError as error:
         print(f"surefoot: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # Whoever read our output (head, a pager) has had enough; Python would complain of it once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("surefoot: stopped; what was recorded until then is in the run's folder", file=sys.stderr)
         return 130
