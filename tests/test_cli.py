@@ -128,6 +128,12 @@ def test_runs_without_a_folder_get_one_each(tmp_path, monkeypatch, capsys):
     assert "report.html" in capsys.readouterr().out
 
 
+def test_a_reader_that_leaves_early_gets_no_traceback(run_folder):
+    command = f"{sys.executable} -m surefoot.cli doctor {run_folder} | true; echo ${{PIPESTATUS[0]}}"
+    told = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert told.stderr == ""
+
+
 def test_every_setting_is_in_the_help(capsys):
     assert cli.main(["train", "--help"]) == 0
     told = capsys.readouterr().out

@@ -234,6 +234,13 @@ def test_a_record_is_read_with_doubt(tmp_path):
         diagnose(history.read(write_run(tmp_path / "words", rows)))
 
 
+def test_nearly_constant_rewards_with_falls_are_no_jackpots(tmp_path):
+    steady = {"reward_mean": 9.35, "reward_std": 1.5e-3, "reward_largest": 9.36}
+    falls = {"reward_mean": 9.2, "reward_std": 0.3, "reward_largest": 9.36}
+    rows = [row | (falls if row["update"] % 3 == 0 else steady) for row in healthy_rows()]
+    assert "reward-scale" not in findings(tmp_path, rows)[0]
+
+
 # The command
 
 

@@ -120,8 +120,16 @@ def test_ppo_stops_at_the_exact_kl_and_without_a_stop_goes_on(key):
     assert held.multiplier == 0
 
 
-@pytest.mark.parametrize("name", ["npg", "trpo"])
-@pytest.mark.parametrize("kind", ["categorical", "gaussian", "multicategorical", "bernoulli"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("npg", "categorical"),
+        ("npg", "gaussian"),
+        ("npg", "multicategorical"),
+        ("npg", "bernoulli"),
+        ("trpo", "gaussian"),
+    ],
+)
 def test_the_formed_matrix_and_conjugate_gradients_give_one_step(name, kind, key, x64):
     policy, batch = make_batch(key, kind, dtype=np.float64)
     formed = update(RULES[name](solver="dense", subsample=1.0), policy, batch)

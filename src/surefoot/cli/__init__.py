@@ -1,4 +1,4 @@
-"""The command: `surefoot train`, `resume`, `evaluate`, `doctor`, `report`, `exact`, `certify`, `lecture`; one file each.
+"""The command: `surefoot train`, `resume`, `evaluate`, `doctor`, `report` and so on; one file each.
 
 Options, their help and their legal ranges come from `surefoot.config`; nothing slow is imported before an
 option was understood. Whatever the user got wrong is one line on standard error and exit code 2.
@@ -7,6 +7,7 @@ option was understood. Whatever the user got wrong is one line on standard error
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import warnings
@@ -64,6 +65,10 @@ def main(argv: list[str] | None = None) -> int:
         told, number = stopped.args
         print(f"surefoot: {told}", file=sys.stderr)
         return 128 + number
+    except BrokenPipeError:
+        # Whoever read our output (head, a pager) has had enough; Python would complain of it once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("surefoot: stopped; what was recorded until then is in the run's folder", file=sys.stderr)
         return 130

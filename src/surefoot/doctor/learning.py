@@ -16,6 +16,7 @@ _UNFITTED = 0.1
 _CRITIC_STEPS = 300  # of Adam at 1e-3 to the middle of the run; on CartPole the critic explains 0.4 by then
 _TRUNCATED_SHARE = 0.9
 _OFFSET = 1e4  # of seven digits, an offset this large leaves float32 fewer than three; solved CartPole reaches 140
+_OUTLIER = 5.0  # standard deviations of its own batch
 _JACKPOT = 100.0  # in usual standard deviations of the rewards
 _KEPT = 0.1  # of the promised gain
 _MOSTLY_KEPT = 0.5
@@ -121,7 +122,8 @@ def _rare(record: Record) -> Seen | None:
     # sparse, the rare ones are all there is to learn, and nothing is drowned.
     usual = float(np.percentile(spread[known], 25))
     beyond = largest - np.abs(record["reward_mean"])
-    rare = beyond > _JACKPOT * usual
+    # Rare in its own batch too: where rewards are nearly constant but for falls, a fall is no jackpot.
+    rare = (beyond > _JACKPOT * usual) & (beyond > _OUTLIER * spread)
     if usual <= 0 or not rare.any():
         return None
     return Seen(

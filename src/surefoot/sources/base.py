@@ -47,7 +47,7 @@ class Source(ABC):
 
     @abstractmethod
     def unpack(self, arrays: dict[str, np.ndarray], facts: dict[str, Any], like: Any) -> Any:
-        """The state that `pack` was given; `like` is any state of this source. Raises RunError where they do not fit."""
+        """The state that `pack` was given; `like` is any state of this source. Raises RunError where it is none."""
 
     @abstractmethod
     def close(self) -> None:
