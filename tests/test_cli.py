@@ -34,7 +34,9 @@ def test_train_json_is_one_object_on_standard_output_and_nothing_else(tmp_path, 
 
 def test_a_run_leaves_everything_that_is_promised(run_folder):
     files = {str(path.relative_to(run_folder)) for path in run_folder.rglob("*") if path.is_file()}
-    assert files == {
+    checkpoints = {name for name in files if name.startswith("checkpoints/")}
+    assert {name.rpartition(".")[2] for name in checkpoints} == {"json", "safetensors"}
+    assert files - checkpoints == {
         "config.json",
         "metrics.jsonl",
         "evaluation.json",

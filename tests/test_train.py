@@ -218,6 +218,7 @@ def test_a_stopped_run_can_be_loaded(sent, code, tmp_path):
     _, told = process.communicate(timeout=60)
     assert process.returncode == code
     assert "Traceback" not in told
+    assert f"go on with: surefoot resume {out}" in told
     assert len(history.read(out).rows) >= 1
     assert sf.load(out).act(np.zeros(4, np.float32)) in (0, 1)
     assert (out / "learning_curve.png").exists()

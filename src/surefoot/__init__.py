@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from surefoot.improvement import exact_rule, improve
     from surefoot.policy import TabularPolicy
     from surefoot.rules import NPG, PG, PI, PPO, TRPO, Dual, KLPenalty, Rule, UpdateReport
-    from surefoot.training import Run, train
+    from surefoot.training import Run, resume, train
 
 _WHERE = {
     "Agent": "agent",
@@ -63,6 +63,7 @@ _WHERE = {
     "Rule": "rules",
     "UpdateReport": "rules",
     "Run": "training",
+    "resume": "training",
     "train": "training",
 }
 _MODULES = ("bounds", "tabular")
@@ -95,6 +96,7 @@ __all__ = [
     "exact_rule",
     "improve",
     "load",
+    "resume",
     "tabular",
     "train",
 ]

@@ -293,6 +293,9 @@ class Run(Settings):
 
     steps: int = setting(1_000_000, "Environment steps to train for.", at_least=1)
     seed: int = setting(0, "Seed of everything random in the run.", at_least=0, at_most=2**32 - 1)
+    checkpoint_seconds: float = setting(
+        30.0, "Seconds of training between two checkpoints, from which a run that was stopped goes on.", at_least=0
+    )
     evaluation_episodes: int = setting(20, "Episodes of the final deterministic evaluation.", at_least=1)
     network: Network = field(default_factory=Network, metadata={"help": Network.__doc__})
     critic: Critic = field(default_factory=Critic, metadata={"help": Critic.__doc__})

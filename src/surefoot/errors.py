@@ -38,6 +38,10 @@ class RunError(SurefootError, OSError):
     """A run folder that is missing, incomplete, or already in use."""
 
 
+class Stopped(KeyboardInterrupt):
+    """A run that was asked to stop, and did so after an update, with a checkpoint."""
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     """The known names that look most like `name`, best first; empty when none does."""
     known = list(known)

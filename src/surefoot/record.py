@@ -66,11 +66,17 @@ def versions() -> dict[str, str]:
 class Recorder:
     """Appends one JSON object an update to metrics.jsonl, each line flushed before the next update begins."""
 
-    def __init__(self, folder: Path, configuration: dict[str, Any]):
-        """Write config.json (the settings, with the versions in use) and open metrics.jsonl."""
+    def __init__(self, folder: Path, configuration: dict[str, Any], kept: int = 0):
+        """Write config.json (the settings, with the versions in use) and open metrics.jsonl after its first `kept`
+        lines; whatever stands behind them is dropped."""
         self.folder = folder
         content = dumps({**configuration, "versions": versions()}, indent=1)
         write_atomically(folder / "config.json", content.encode())
+        file = folder / "metrics.jsonl"
+        lines = file.read_bytes().split(b"\n")[:kept] if kept else []
+        if len(lines) < kept:
+            raise RunError(f"{file} has {len(lines)} whole lines, but {kept} were recorded")
+        write_atomically(file, b"".join(line + b"\n" for line in lines))
         self._metrics = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed by `close`
 
     def append(self, row: dict[str, Any]) -> None:

@@ -14,8 +14,9 @@ class Scalars:
     Raises SettingError where tensorboardX is not installed.
     """
 
-    def __init__(self, folder: Path):
-        self._writer = writer_class()(logdir=str(folder / "tensorboard"), flush_secs=10)
+    def __init__(self, folder: Path, since: int | None = None):
+        """Write into the run's folder; what an earlier process wrote at `since` environment steps or later is void."""
+        self._writer = writer_class()(logdir=str(folder / "tensorboard"), flush_secs=10, purge_step=since)
 
     def append(self, row: dict[str, Any]) -> None:
         """Write one row; what is no number is left out, and the bounds are written one by one."""

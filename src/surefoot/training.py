@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import time
 from collections.abc import Callable
@@ -10,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from surefoot import agent as artefact
-from surefoot import config
+from surefoot import checkpoint, config
 from surefoot.calibration import Calibration, calibrate
 from surefoot.compilation import keep_compiled_programs
 from surefoot.doctor import Finding, diagnose
-from surefoot.errors import SettingError, SurefootError, did_you_mean
+from surefoot.errors import RunError, SettingError, Stopped, SurefootError, did_you_mean
 from surefoot.evaluation import evaluate, repeatable
 from surefoot.guard import careful
 from surefoot.history import read
-from surefoot.iteration import Iteration, Learner, begin, iterate, settled, unjudged
+from surefoot.iteration import Learner, begin, iterate, settled, unjudged
 from surefoot.progress import Progress
 from surefoot.record import Recorder, new_run_folder
 from surefoot.report.curve import learning_curve
@@ -28,6 +30,7 @@ from surefoot.settings import as_json
 from surefoot.sources import make_source
 from surefoot.sources.base import Source
 from surefoot.sources.environments import environment_name
+from surefoot.standing import Standing, load, save
 from surefoot.tensorboard import Scalars, writer_class
 
 
@@ -63,6 +66,7 @@ def train(
     out: str | os.PathLike | None = None,
     progress: bool = True,
     tensorboard: bool = False,
+    stop: Callable[[], bool] | None = None,
     **settings: Any,
 ) -> Run:
     """Train a policy, evaluate it and leave a run folder with a report.
@@ -73,11 +77,13 @@ def train(
         out: the run's folder; by default a new one under runs/.
         progress: show a panel (or lines, outside a terminal) on standard error.
         tensorboard: write every number of metrics.jsonl for TensorBoard too, into the run's `tensorboard` folder.
+        stop: asked after every update; where it says True, the run ends there with a checkpoint.
         settings: any setting of `surefoot.config.Run` and its groups by name, such as `steps`, `seed`,
             `envs`, `horizon`, `discount`; the critic's are `critic_step_size` and so on.
 
     Raises SettingError, EnvironmentNotFound, UnsupportedSpace, RunError before anything is written, and
-    EnvironmentFault while training; what was recorded until then is complete and loadable.
+    EnvironmentFault while training; what was recorded until then is complete and loadable. Raises Stopped where
+    `stop` ended the run before its last step.
     """
     run = config.make_run(**settings)
     rule = make_rule(rule)
@@ -88,7 +94,9 @@ def train(
     keep_compiled_programs()
     source = make_source(environment, run.collection)
     try:
-        return _train(environment, rule, run, source, out, progress, tensorboard)
+        standing = Standing(*begin(source, rule, run))
+        folder = new_run_folder(out, f"{environment_name(environment)}-{rule.settings_class.name}-s{run.seed}")
+        return _train(environment, rule, run, source, folder, standing, progress, tensorboard, stop)
     finally:
         source.close()
 
@@ -102,63 +110,146 @@ def make_rule(rule: Rule | str) -> Rule:
     return RULES[rule]()
 
 
+def resume(
+    path: str | os.PathLike,
+    *,
+    steps: int | None = None,
+    environment: str | Callable[[], Any] | None = None,
+    allow_env: bool = False,
+    progress: bool = True,
+    tensorboard: bool = False,
+    stop: Callable[[], bool] | None = None,
+    told: Callable[[str], None] | None = None,
+) -> Run:
+    """Go on with a run as if it had never stopped: the same metrics but for times, and the same policy, bit for bit.
+
+    Arguments:
+        path: the run's folder. Its newest sound checkpoint is gone on from; without any it begins again.
+        steps: train until this many environment steps in place of those that the run was begun with.
+        environment: the environment, where config.json does not name one that can be made from its name.
+        allow_env: let the run's own package.module:callable environment be imported, which runs its code.
+        progress, tensorboard, stop: as for `train`.
+        told: is given a line for each checkpoint that is passed by because it is not sound.
+
+    Raises RunError where there is no run that can be gone on with, and whatever `train` raises.
+    """
+    folder = Path(path)
+    name, rule, run = begun_with(folder, steps)
+    if environment is None and ":" in name and not allow_env:
+        raise RunError(
+            f"{folder} names the environment {name!r}, which runs code of that module; say allow_env if it is yours"
+        )
+    if tensorboard:
+        writer_class()
+    keep_compiled_programs()
+    source = make_source(environment or name, run.collection)
+    try:
+        standing = Standing(*begin(source, rule, run))
+        found = checkpoint.newest(folder, told or _quiet)
+        if found is not None:
+            standing = load(found, source, standing)
+        return _train(environment or name, rule, run, source, folder, standing, progress, tensorboard, stop)
+    finally:
+        source.close()
+
+
+def begun_with(folder: Path, steps: int | None = None) -> tuple[str, Rule, config.Run]:
+    """The environment's name, the rule and the settings in a run's config.json, `steps` in place of its own.
+
+    Raises RunError where they cannot be read, SettingError for what they may not be.
+    """
+    try:
+        told = json.loads((folder / "config.json").read_text())
+        known = {name: told[name] for name in config.run_options() if name in told}
+        name, rule = str(told["environment"]), config.RULES[told["rule"]](**told["rule_settings"])
+    except SettingError as error:
+        raise RunError(f"{folder}/config.json: {error}") from None
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise RunError(f"{folder} holds no run that can be gone on with: {error}") from None
+    run = config.make_run(**known | ({} if steps is None else {"steps": steps}))
+    return name, RULES[told["rule"]](**dataclasses.asdict(rule)), run
+
+
+def _quiet(line: str) -> None:
+    """Nobody asked."""
+
+
 def _train(
     environment: str | Callable[[], Any],
     rule: Rule,
     run: config.Run,
     source: Source,
-    out: Any,
+    folder: Path,
+    standing: Standing,
     progress: bool,
     tensorboard: bool,
+    stop: Callable[[], bool] | None,
 ) -> Run:
     name, rule_name = environment_name(environment), rule.settings_class.name
-    learner, state = begin(source, rule, run)
-    folder = new_run_folder(out, f"{name}-{rule_name}-s{run.seed}")
-    recorder = Recorder(folder, configuration(name, rule, run))
-    scalars = Scalars(folder) if tensorboard else None
+    recorded = max(standing.updates - 1, 0)  # the carried iteration's row is written once its update is judged
+    recorder = Recorder(folder, configuration(name, rule, run), kept=recorded)
+    scalars = Scalars(folder, since=standing.steps or None) if tensorboard else None
     title = f"{name} · {rule_name} · seed {run.seed}"
-    steps = updates = 0
-    begun = time.perf_counter()
-    unrecorded: list[Iteration] = []  # the last one, whose critic is being fitted and whose update is not judged yet
+    begun = time.perf_counter() - standing.seconds
+    saved = time.monotonic()
+    unrecorded = standing.carried
 
     def record(view: Progress, judgement: dict[str, Any]) -> None:
-        while unrecorded:
-            done = unrecorded.pop()
+        nonlocal unrecorded
+        done, unrecorded = unrecorded, None
+        if done is not None:
             row = settled(done.row) | judgement
             recorder.append(row)
             if scalars:
                 scalars.append(row)
             view.show(row, done.returns)
 
+    stopped = False
     try:
         with Progress(title, run.steps, trust_region=rule.settings_class.trust_region, shown=progress) as view:
             try:
-                while steps < run.steps:
-                    learner, state, done = iterate(source, rule, run, learner, state)
-                    record(view, done.judgement)
-                    steps, updates = steps + done.row["experience"], updates + 1
-                    counted = {"update": updates, "steps": steps, "seconds": time.perf_counter() - begun}
-                    unrecorded.append(done._replace(row=counted | done.row))
+                while standing.steps < run.steps and not stopped:
+                    standing, judgement = _onward(source, rule, run, standing, begun)
+                    record(view, judgement)
+                    unrecorded = standing.carried
+                    stopped = stop is not None and stop()
+                    finished = standing.steps >= run.steps
+                    if stopped or finished or time.monotonic() - saved >= run.checkpoint_seconds:
+                        save(folder, source, standing)
+                        saved = time.monotonic()
             finally:
                 record(view, unjudged("no batch followed"))
     except SurefootError as error:
-        _save(learner, source, name, run, folder)
+        _save(standing.learner, source, name, run, folder)
         write_report([folder])
         raise type(error)(f"{error} (what was recorded until then is in {folder})") from error
     except BaseException:
-        _save(learner, source, name, run, folder)
+        _save(standing.learner, source, name, run, folder)
         raise
     finally:
         recorder.close()
         if scalars:
             scalars.close()
-    seconds = time.perf_counter() - begun
-    trained = _save(learner, source, name, run, folder)
+    trained = _save(standing.learner, source, name, run, folder)
+    if stopped and standing.steps < run.steps:
+        raise Stopped(f"stopped after update {standing.updates}; go on with: surefoot resume {folder}")
     result = evaluate(trained, environment, episodes=run.evaluation_episodes, seed=run.seed)
     recorder.write("evaluation.json", result | {"repeatable": _repeatable(trained, environment, run.seed)})
     write_report([folder])
     history = read(folder)
-    return Run(folder, steps, updates, seconds, result, trained, diagnose(history), calibrate(history))
+    findings, calibration = diagnose(history), calibrate(history)
+    return Run(folder, standing.steps, standing.updates, standing.seconds, result, trained, findings, calibration)
+
+
+def _onward(
+    source: Source, rule: Rule, run: config.Run, standing: Standing, begun: float
+) -> tuple[Standing, dict[str, Any]]:
+    """Where the run stands one iteration later, and what that says of the update before."""
+    learner, state, done = iterate(source, rule, run, standing.learner, standing.state)
+    steps, updates = standing.steps + done.row["experience"], standing.updates + 1
+    seconds = time.perf_counter() - begun
+    row = {"update": updates, "steps": steps, "seconds": seconds, **done.row}
+    return Standing(learner, state, done._replace(row=row), steps, updates, seconds), done.judgement
 
 
 def _repeatable(agent: artefact.Agent, environment: Any, seed: int) -> bool | None:

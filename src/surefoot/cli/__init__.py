@@ -1,4 +1,4 @@
-"""The command: `surefoot train`, `evaluate`, `doctor`, `report`, `exact`, `certify`, `lecture`; one file each.
+"""The command: `surefoot train`, `resume`, `evaluate`, `doctor`, `report` and so on; one file each.
 
 Options, their help and their legal ranges come from `surefoot.config`; nothing slow is imported before an
 option was understood. Whatever the user got wrong is one line on standard error and exit code 2.
@@ -14,9 +14,9 @@ import warnings
 from typing import Any, NoReturn
 
 from surefoot._version import __version__
-from surefoot.cli import certify, doctor, evaluate, exact, lecture, report, train
+from surefoot.cli import certify, doctor, evaluate, exact, lecture, report, resume, train
 from surefoot.cli.options import EXAMPLE, Parser
-from surefoot.errors import SurefootError
+from surefoot.errors import Stopped, SurefootError
 from surefoot.settings import dumps
 
 
@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"surefoot {__version__}")
     parser.set_defaults(exit_code=lambda result: 0)  # doctor has another
     commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command_name")
-    for command in (train, evaluate, doctor, report, exact, certify, lecture):
+    for command in (train, resume, evaluate, doctor, report, exact, certify, lecture):
         command.add(commands)
     return parser
 
@@ -61,6 +61,10 @@ def main(argv: list[str] | None = None) -> int:
     except SurefootError as error:
         print(f"surefoot: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        told, number = stopped.args
+        print(f"surefoot: {told}", file=sys.stderr)
+        return 128 + number
     except BrokenPipeError:
         # Whoever read our output (head, a pager) has had enough; Python would complain of it once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any
 
 from surefoot import config
+from surefoot.cli.interruption import asked_to_stop
 from surefoot.cli.options import add_rule_options, add_setting, rule_settings
 from surefoot.errors import SettingError
 
@@ -57,8 +58,16 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from surefoot.training import train
 
     rule = RULES[arguments.rule](**dataclasses.asdict(plain_rule))
-    done = train(arguments.environment, rule, out=arguments.out, tensorboard=arguments.tensorboard, **settings)
-    if not arguments.json:
+    with asked_to_stop() as stop:
+        done = train(
+            arguments.environment, rule, out=arguments.out, tensorboard=arguments.tensorboard, stop=stop, **settings
+        )
+    return tell(done, quiet=arguments.json)
+
+
+def tell(done: Any, *, quiet: bool) -> dict[str, Any]:
+    """Print what a finished run came to, and return it as `--json` does."""
+    if not quiet:
         result = done.evaluation["return"]
         print(f"evaluation  {result['mean']:.1f} ± {result['std']:.1f}  ({result['episodes']} deterministic episodes)")
         print(f"updates     {_account(done.calibration)}")

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import gymnasium
+import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from surefoot.batch import Trajectory
@@ -39,6 +40,14 @@ class Source(ABC):
     @abstractmethod
     def collect(self, policy: NeuralPolicy, state: Any, key: PRNGKeyArray) -> tuple[Trajectory, Any]:
         """Act for T steps in each environment: the trajectory and the state after it."""
+
+    @abstractmethod
+    def pack(self, state: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """A state as arrays by name and plain values, from which `unpack` makes the same state again."""
+
+    @abstractmethod
+    def unpack(self, arrays: dict[str, np.ndarray], facts: dict[str, Any], like: Any) -> Any:
+        """The state that `pack` was given; `like` is any state of this source. Raises RunError where it is none."""
 
     @abstractmethod
     def close(self) -> None:

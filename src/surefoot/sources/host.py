@@ -14,7 +14,7 @@ from jaxtyping import PRNGKeyArray
 from surefoot.arrays import generator
 from surefoot.batch import Trajectory
 from surefoot.distributions import Distribution
-from surefoot.errors import EnvironmentFault
+from surefoot.errors import EnvironmentFault, RunError
 from surefoot.policy import HostPolicy, NeuralPolicy
 from surefoot.sources.base import Source
 from surefoot.spaces import lawful, space_tree, unlawful
@@ -173,6 +173,36 @@ class HostSource(Source):
             steps=state.steps + steps,
         )
         return Trajectory(**rows), self._live
+
+    def pack(self, state: HostState) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """A state as arrays and plain values: what the environments were given, and what they show now."""
+        arrays = {f"observed/{index}": np.asarray(leaf) for index, leaf in enumerate(jax.tree.leaves(state.observed))}
+        arrays |= {"ended": state.ended, "time": state.time}
+        if state.actions:
+            arrays["actions"] = np.concatenate(state.actions)
+        lengths = [len(block) for block in state.actions]
+        return arrays, {"seed": state.seed, "restarts": state.restarts, "steps": state.steps, "blocks": lengths}
+
+    def unpack(self, arrays: dict[str, np.ndarray], facts: dict[str, Any], like: HostState) -> HostState:
+        """The state that was packed. Raises RunError where it is none of these environments."""
+        try:
+            leaves, structure = jax.tree.flatten(like.observed)
+            observed = [arrays[f"observed/{index}"] for index in range(len(leaves))]
+            fitting = all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(observed, leaves, strict=True))
+            if not fitting or arrays["ended"].shape != like.ended.shape:
+                raise ValueError("the environments' observations are not those that were saved")
+            bounds = np.cumsum(facts["blocks"])[:-1]
+            return HostState(
+                seed=int(facts["seed"]),
+                restarts=int(facts["restarts"]),
+                actions=tuple(np.split(arrays["actions"], bounds)) if facts["blocks"] else (),
+                observed=jax.tree.unflatten(structure, observed),
+                ended=arrays["ended"],
+                time=arrays["time"],
+                steps=int(facts["steps"]),
+            )
+        except (LookupError, TypeError, ValueError) as error:
+            raise RunError(f"{self.name}: the saved state does not fit: {error}") from None
 
     def close(self) -> None:
         """Let the environments go; the next collection rebuilds them."""

@@ -1,0 +1,46 @@
+"""`surefoot resume`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from surefoot.cli.interruption import asked_to_stop
+from surefoot.cli.options import whole
+from surefoot.cli.train import tell
+
+
+def add(commands: Any) -> None:
+    """The command and its options."""
+    parser = commands.add_parser(
+        "resume",
+        help="go on with a run that was stopped, as if it had not been",
+        description="Go on from a run's newest sound checkpoint, bit for bit as if it had never stopped; from the "
+        "beginning where it has none. A finished run goes on with --steps.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", help="a run's folder")
+    parser.add_argument("--steps", type=whole, metavar="N", help="environment steps in all (default: as begun)")
+    parser.add_argument(
+        "--allow-env", action="store_true", help="let the run's package.module:callable environment be imported"
+    )
+    parser.add_argument("--tensorboard", action="store_true", help="write the metrics for TensorBoard too")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output and nothing else")
+    parser.set_defaults(command=run)
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Go on, and tell the result."""
+    from surefoot.training import resume
+
+    with asked_to_stop() as stop:
+        done = resume(
+            arguments.run,
+            steps=arguments.steps,
+            allow_env=arguments.allow_env,
+            tensorboard=arguments.tensorboard,
+            stop=stop,
+            told=lambda line: print(f"surefoot: passed by: {line}", file=sys.stderr),
+        )
+    return tell(done, quiet=arguments.json)

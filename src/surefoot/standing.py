@@ -1,0 +1,94 @@
+"""Where a run stands between two iterations, as a value and as a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from surefoot import checkpoint
+from surefoot.errors import RunError
+from surefoot.iteration import Iteration, Learner, settled
+from surefoot.sources.base import Source
+
+_WORDS = {"inf": float("inf"), "-inf": float("-inf"), "nan": float("nan")}
+
+
+class Standing(NamedTuple):
+    """Everything that going on takes.
+
+    Attributes:
+        learner: what was learned.
+        state: the source's.
+        carried: the last iteration, whose update is not judged yet; None before the first.
+        steps: environment steps taken.
+        updates: iterations made.
+        seconds: of training so far.
+    """
+
+    learner: Learner
+    state: Any
+    carried: Iteration | None = None
+    steps: int = 0
+    updates: int = 0
+    seconds: float = 0.0
+
+
+def save(run: Path, source: Source, standing: Standing) -> None:
+    """Write a checkpoint. Raises RunError where the disk refuses it."""
+    arrays, facts = source.pack(standing.state)
+    carried = standing.carried
+    checkpoint.write(
+        run,
+        standing.updates,
+        {f"source/{name}": array for name, array in arrays.items()}
+        | checkpoint.arrays_of(jax.device_get(_bits(standing.learner)), "learner"),
+        {
+            "source": facts,
+            "steps": standing.steps,
+            "updates": standing.updates,
+            "seconds": standing.seconds,
+            "row": None if carried is None else settled(carried.row),
+            "returns": None if carried is None else np.asarray(carried.returns, np.float64).tolist(),
+        },
+    )
+
+
+def load(found: checkpoint.Checkpoint, source: Source, fresh: Standing) -> Standing:
+    """The standing that a checkpoint holds; `fresh` is that of the same run before its first iteration.
+
+    Raises RunError where the checkpoint is not of this run.
+    """
+    facts, prefix = found.facts, "source/"
+    parts = {name.removeprefix(prefix): array for name, array in found.arrays.items() if name.startswith(prefix)}
+    try:
+        carried = None
+        if facts["row"] is not None:
+            row = {name: _number(value) for name, value in facts["row"].items()}
+            carried = Iteration(row, np.asarray(facts["returns"]), {})
+        return Standing(
+            learner=checkpoint.tree_of(fresh.learner, found.arrays, "learner"),
+            state=source.unpack(parts, facts["source"], fresh.state),
+            carried=carried,
+            steps=int(facts["steps"]),
+            updates=int(facts["updates"]),
+            seconds=float(facts["seconds"]),
+        )
+    except RunError as error:
+        raise RunError(f"{found.file}: {error}") from None
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"{found.file} does not fit this run: {error}") from None
+
+
+def _number(value: Any) -> Any:
+    """A metric as it was, where JSON has no number for it."""
+    if isinstance(value, list):
+        return [_number(item) for item in value]
+    return _WORDS.get(value, value) if isinstance(value, str) else value
+
+
+def _bits(learner: Learner) -> Any:
+    """The learner with its key as plain numbers, which can leave the device."""
+    return learner._replace(key=jax.random.key_data(learner.key))

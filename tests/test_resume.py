@@ -1,0 +1,193 @@
+"""Going on with a run that was stopped: the same metrics and the same policy, bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import surefoot as sf
+from surefoot import checkpoint, cli, config, history
+from surefoot.errors import RunError, Stopped
+from surefoot.iteration import begin
+from surefoot.sources import make_source
+from surefoot.standing import Standing, load, save
+from surefoot.training import make_rule, resume, train
+
+TIMES = {"seconds", "collect_seconds", "update_seconds", "certify_seconds", "critic_seconds"}
+TINY = {"envs": 8, "horizon": 16, "hidden": (8,), "critic_hidden": (8,), "critic_epochs": 1, "evaluation_episodes": 2}
+
+
+def rows(run):
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in history.read(run).rows]
+
+
+def policy(run):
+    return (run / "policy" / "policy.safetensors").read_bytes()
+
+
+def after(updates):
+    """A `stop` that says so after this many updates."""
+    asked = iter(range(1, 10_000))
+    return lambda: next(asked) >= updates
+
+
+CASES = {  # environment, rule, settings
+    "envpool": ("CartPole-v1", sf.TRPO(), {}),
+    "gymnasium": ("CartPole-v1", sf.PPO(epochs=2), {"source": "gymnasium"}),
+    "restarts": ("CartPole-v1", sf.NPG(), {"restart_every": 24, "holdout": 0.25}),
+    "lambda": ("probes:Noise", sf.KLPenalty(epochs=2), {}),
+    "masked": ("probes:Masked", sf.Dual(outer=2), {}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(name, tmp_path):
+    environment, rule, settings = CASES[name]
+    settings = TINY | {"steps": 1000, "progress": False} | settings
+    train(environment, rule, out=tmp_path / "whole", **settings)
+    with pytest.raises(Stopped, match="stopped after update 3; go on with: surefoot resume"):
+        train(environment, rule, out=tmp_path / "parts", stop=after(3), **settings)
+    with pytest.raises(Stopped, match="stopped after update 5"):
+        resume(tmp_path / "parts", stop=after(2), progress=False, allow_env=True)
+    done = resume(tmp_path / "parts", progress=False, allow_env=True)
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+    assert policy(tmp_path / "parts") == policy(tmp_path / "whole")
+    assert (done.steps, done.updates) == (rows(tmp_path / "whole")[-1]["steps"], len(rows(tmp_path / "whole")))
+    told = [json.loads((tmp_path / run / "evaluation.json").read_text()) for run in ("whole", "parts")]
+    assert told[0] == told[1]
+
+
+def test_a_finished_run_goes_on_with_more_steps_as_if_it_had_been_begun_with_them(tmp_path):
+    train("CartPole-v1", out=tmp_path / "whole", steps=900, progress=False, **TINY)
+    train("CartPole-v1", out=tmp_path / "parts", steps=400, progress=False, **TINY)
+    resume(tmp_path / "parts", steps=900, progress=False)
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+    assert policy(tmp_path / "parts") == policy(tmp_path / "whole")
+    assert history.read(tmp_path / "parts").config["steps"] == 900
+
+
+def test_a_run_without_a_checkpoint_begins_again_and_a_torn_line_is_mended(tmp_path):
+    train("CartPole-v1", out=tmp_path / "whole", steps=400, progress=False, **TINY)
+    before, bits = rows(tmp_path / "whole"), policy(tmp_path / "whole")
+    for file in (tmp_path / "whole" / "checkpoints").iterdir():
+        file.unlink()
+    with open(tmp_path / "whole" / "metrics.jsonl", "a") as metrics:
+        metrics.write('{"update": 5, "st')
+    resume(tmp_path / "whole", progress=False)
+    assert rows(tmp_path / "whole") == before
+    assert policy(tmp_path / "whole") == bits
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("harm", [flip, os.unlink, lambda file: os.truncate(file, 100)], ids=["flip", "gone", "torn"])
+@pytest.mark.parametrize("part", ["json", "safetensors"])
+def test_an_unsound_checkpoint_is_passed_by_and_named(part, harm, tmp_path):
+    run = tmp_path / "run"
+    settings = TINY | {"checkpoint_seconds": 0, "progress": False}
+    train("CartPole-v1", out=run, steps=500, **settings)
+    before, bits = rows(run), policy(run)
+    newest = sorted((run / "checkpoints").glob("*.json"))[-1]
+    harm(newest.with_suffix(f".{part}"))
+    told = []
+    resume(run, progress=False, told=told.append)
+    assert rows(run) == before
+    assert policy(run) == bits
+    if (part, harm) == ("json", os.unlink):  # nothing says that there was one
+        assert told == []
+    else:
+        assert len(told) == 1
+        assert newest.stem in told[0]
+        assert "\n" not in told[0]
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    for update in range(1, 7):
+        checkpoint.write(tmp_path, update, {"a": np.arange(3)}, {})
+    names = sorted(file.name for file in (tmp_path / "checkpoints").iterdir())
+    kept = [f"update-{update:08d}.{kind}" for update in (4, 5, 6) for kind in ("json", "safetensors")]
+    assert names == kept
+
+
+def test_a_checkpoint_of_another_run_is_refused_by_the_part_that_does_not_fit(tmp_path):
+    def standing(**settings):
+        run = config.make_run(**(TINY | settings))
+        source = make_source("CartPole-v1", run.collection)
+        return source, Standing(*begin(source, make_rule("trpo"), run))
+
+    source, small = standing()
+    save(tmp_path, source, small)
+    found = checkpoint.newest(tmp_path, pytest.fail)
+    assert found is not None
+    source, large = standing(hidden=(16,))
+    with pytest.raises(RunError, match=r"'learner/policy\.network\.weights\.0' is float32\[4, 8\]"):
+        load(found, source, large)
+    source, many = standing(envs=9)
+    with pytest.raises(RunError, match=r"does not fit|but the run has"):
+        load(found, source, many)
+
+
+def test_an_environment_that_does_not_repeat_is_told_so(tmp_path):
+    with pytest.raises(Stopped):
+        train("probes:Irreproducible", out=tmp_path / "run", steps=2000, stop=after(2), progress=False, **TINY)
+    with pytest.raises(sf.EnvironmentFault, match="does not repeat under its seed"):
+        resume(tmp_path / "run", progress=False, allow_env=True)
+    assert rows(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("break_it", "said"),
+    [
+        (lambda run: (run / "config.json").unlink(), "holds no run that can be gone on with"),
+        (lambda run: (run / "config.json").write_text("[]"), "holds no run that can be gone on with"),
+        (lambda run: (run / "config.json").write_text('{"environment": "CartPole-v1", "rule": "x"}'), "holds no run"),
+        (lambda run: (run / "metrics.jsonl").write_text("{}\n"), "whole lines"),
+    ],
+)
+def test_what_cannot_be_gone_on_with_is_one_line_and_exit_2(break_it, said, tmp_path, capsys):
+    run = tmp_path / "run"
+    with pytest.raises(Stopped):
+        train("CartPole-v1", out=run, steps=5000, stop=after(4), progress=False, **TINY)
+    break_it(run)
+    assert cli.main(["resume", str(run)]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
+
+
+def test_a_strange_module_is_not_imported_unasked(tmp_path, capsys):
+    with pytest.raises(Stopped):
+        train("probes:Noise", out=tmp_path / "run", steps=5000, stop=after(1), progress=False, **TINY)
+    assert cli.main(["resume", str(tmp_path / "run")]) == 2
+    assert "allow" in capsys.readouterr().err
+
+
+def test_a_run_killed_at_any_moment_ends_with_the_same_bits(tmp_path, seed):
+    settings = ["--envs", "8", "--horizon", "16", "--hidden", "8", "--critic-hidden", "8", "--critic-epochs", "1"]
+    settings += ["--steps", "20000", "--evaluation-episodes", "1", "--checkpoint-seconds", "0", "--json"]
+    command = [sys.executable, "-m", "surefoot.cli"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run([*command, "train", "CartPole-v1", *settings, "--out", str(whole)], check=True, **quiet)
+    rng = np.random.default_rng(seed)
+    process = subprocess.Popen([*command, "train", "CartPole-v1", *settings, "--out", str(parts)], **quiet)
+    for _ in range(2):
+        deadline = time.monotonic() + 100
+        while time.monotonic() < deadline and not any((parts / "checkpoints").glob("*.json")):
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0, 1.5))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process = subprocess.Popen([*command, "resume", str(parts), "--json"], **quiet)
+    assert process.wait(timeout=120) == 0
+    assert rows(parts) == rows(whole)
+    assert policy(parts) == policy(whole)
