@@ -109,10 +109,11 @@ def numbers(text):
         ("refusals", "plain", STUBBORN, {}),
         ("solver-not-converged", "plain", STUBBORN, {}),
         ("saturation", "box", "npg", {"log_std": 2.0}),
-        ("left-trust-region", "box", sf.NPG(radius=3.0), {}),
-        ("gain-not-realised", "box", sf.NPG(radius=3.0), {}),
-        ("kl-model", "noisy", sf.NPG(radius=3.0), {}),
-        ("policy-collapsed", "noisy", sf.NPG(radius=10.0), {}),
+        # Radii with which seeds 0, 1 and 2 alike have the fault.
+        ("left-trust-region", "box", sf.NPG(radius=10.0), {}),
+        ("gain-not-realised", "box", sf.NPG(radius=10.0), {}),
+        ("kl-model", "box", sf.NPG(radius=10.0), {}),
+        ("policy-collapsed", "noisy", sf.NPG(radius=30.0), {}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -206,7 +206,7 @@ def test_rows_without_weight_do_not_matter_whatever_they_hold(name, key):
     other, _, dirty_report = update(RULES[name](), policy, dirty)
     assert clean_report.accepted
     for a, b in zip(jax.tree.leaves((one, clean_report)), jax.tree.leaves((other, dirty_report)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=2e-2, atol=1e-5)
+        np.testing.assert_allclose(a, b, rtol=2e-2, atol=3e-4)
 
 
 @pytest.mark.parametrize("name", EVERY_RULE)
