@@ -4,12 +4,14 @@ import re
 
 import equinox as eqx
 import gymnasium as gym
+import jax
 import numpy as np
 import pytest
 
 import surefoot as sf
 from surefoot import history, iteration
 from surefoot.doctor import diagnose
+from surefoot.rules import natural
 
 SMALL = {
     "envs": 8,
@@ -112,8 +114,6 @@ def numbers(text):
         # Radii with which seeds 0, 1 and 2 alike have the fault.
         ("left-trust-region", "box", sf.NPG(radius=10.0), {}),
         ("gain-not-realised", "box", sf.NPG(radius=10.0), {}),
-        ("kl-model", "box", sf.NPG(radius=10.0), {}),
-        ("policy-collapsed", "noisy", sf.NPG(radius=30.0), {}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -168,6 +168,27 @@ def test_the_update_that_broke_the_policy_is_named_with_how_far_it_went(trained,
     assert moved > 0.5
     assert times > 10
     assert "One update moved the policy further" in finding.cause
+
+
+def test_a_fisher_matrix_that_is_four_times_too_small_is_found(trained, monkeypatch):
+    right = natural.fisher_quadratics
+    monkeypatch.setattr(natural, "fisher_quadratics", lambda *given, **more: right(*given, **more) / 4)
+    jax.clear_caches()  # of programs with the right one
+    found = trained("plain", seed=2)
+    jax.clear_caches()
+    assert numbers(found["kl-model"].evidence)[0] == pytest.approx(4, rel=0.2)
+
+
+def test_a_policy_that_became_certain_of_the_worst_is_found(trained, monkeypatch):
+    estimate = iteration.estimate_stage
+
+    def turned(*others):
+        batch, estimates = estimate(*others)
+        return eqx.tree_at(lambda b: b.advantage, batch, -batch.advantage), estimates
+
+    monkeypatch.setattr(iteration, "estimate_stage", turned)
+    found = trained("plain", sf.NPG(radius=0.3), seed=3)
+    assert "policy-collapsed" in found
 
 
 def test_a_slide_is_no_jump(trained, monkeypatch):
