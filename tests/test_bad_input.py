@@ -358,7 +358,7 @@ def test_a_run_is_written_by_strict_json(tmp_path):
     run = train(partial(probes.Lengths, (30,)), tmp_path / "run", steps=16)
     lines = (run.path / "metrics.jsonl").read_text().splitlines()
     texts = [path.read_text() for path in run.path.rglob("*.json")]
-    assert len(texts) == 3
+    assert len(texts) == 4  # settings, policy, evaluation, a checkpoint
     for text in [*texts, *lines]:
         json.loads(text, parse_constant=refuse)
     assert history.read(run.path).rows[0]["return_mean"] is None

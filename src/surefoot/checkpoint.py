@@ -90,21 +90,25 @@ def read(file: Path) -> Checkpoint:
         return Checkpoint(safetensors.numpy.load(blob), described["facts"], file)
     except RunError:
         raise
-    except (OSError, ValueError, LookupError, TypeError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, safetensors.SafetensorError) as error:
         raise RunError(f"{file} is no checkpoint that can be read: {error}") from None
 
 
 def _sealed(described: dict[str, Any]) -> bytes:
-    """The description in one line, and its digest in the next."""
-    line = dumps(described).encode()
-    return line + b"\n" + hashlib.sha256(line).hexdigest().encode() + b"\n"
+    """The description as JSON, with its own digest as the first entry."""
+    return dumps({"digest": _digest(described), **described}).encode()
 
 
 def _unsealed(content: bytes) -> dict[str, Any]:
-    line, _, seal = content.partition(b"\n")
-    if hashlib.sha256(line).hexdigest().encode() != seal.strip():
+    described = json.loads(content)
+    if described.pop("digest") != _digest(described):
         raise ValueError("its digest does not fit")
-    return json.loads(line)
+    return described
+
+
+def _digest(described: dict[str, Any]) -> str:
+    # Python writes what it read from JSON in the same characters again.
+    return hashlib.sha256(dumps(described).encode()).hexdigest()
 
 
 def arrays_of(tree: Any, prefix: str) -> dict[str, np.ndarray]:
