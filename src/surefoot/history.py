@@ -31,10 +31,16 @@ class History:
     evaluation: dict[str, Any] | None = None
 
     def column(self, key: str) -> np.ndarray:
-        """One metric over all updates, float64 [updates]; NaN where it is null. Raises RunError if unknown."""
+        """One metric over all updates, float64 [updates]; NaN where it is null.
+
+        Raises RunError where no update has it, or one holds what is no number.
+        """
         if self.rows and not any(key in row for row in self.rows):
             raise RunError(f"{self.path} records no {key!r}{did_you_mean(key, self.rows[0])}")
-        return np.array([_number(row.get(key)) for row in self.rows], np.float64)
+        try:
+            return np.array([_number(row.get(key)) for row in self.rows], np.float64)
+        except (TypeError, ValueError):
+            raise RunError(f"{self.path}/metrics.jsonl: some {key} is no number") from None
 
 
 def _number(value: Any) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from surefoot import checkpoint
@@ -43,8 +42,7 @@ def save(run: Path, source: Source, standing: Standing) -> None:
     checkpoint.write(
         run,
         standing.updates,
-        {f"source/{name}": array for name, array in arrays.items()}
-        | checkpoint.arrays_of(jax.device_get(_bits(standing.learner)), "learner"),
+        {f"source/{name}": array for name, array in arrays.items()} | checkpoint.arrays_of(standing.learner, "learner"),
         {
             "source": facts,
             "steps": standing.steps,
@@ -87,8 +85,3 @@ def _number(value: Any) -> Any:
     if isinstance(value, list):
         return [_number(item) for item in value]
     return _WORDS.get(value, value) if isinstance(value, str) else value
-
-
-def _bits(learner: Learner) -> Any:
-    """The learner with its key as plain numbers, which can leave the device."""
-    return learner._replace(key=jax.random.key_data(learner.key))

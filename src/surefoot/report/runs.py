@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from surefoot.calibration import Calibration, calibrate, left_region, lowered, measured
+from surefoot.calibration import Calibration, calibrate, column, left_region, lowered, measured
 from surefoot.doctor import Examination, examine
-from surefoot.errors import RunError
 from surefoot.history import History
 
 COLOURS = ("blue", "orange", "green", "violet", "red", "teal")
@@ -65,12 +64,7 @@ class Run:
 
         Raises RunError where it holds something else than numbers.
         """
-        if not any(key in row for row in self.history.rows):
-            return np.full(self.updates, np.nan)
-        try:
-            return self.history.column(key)
-        except (TypeError, ValueError):
-            raise RunError(f"{self.history.path}/metrics.jsonl: {key!r} must hold numbers") from None
+        return column(self.history, key)
 
     def words(self, key: str) -> list[str]:
         """The texts that a metric held, in the order of the updates, nulls left out."""

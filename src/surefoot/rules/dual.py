@@ -15,7 +15,6 @@ from surefoot.policy import Policy, flatten
 from surefoot.rules.base import Memory, Rule, UpdateReport, choice, conclude, kept, numeric
 from surefoot.rules.inner import (
     as_step,
-    ascend,
     check_inner,
     flat,
     mean_kl,
@@ -23,7 +22,7 @@ from surefoot.rules.inner import (
     penalised_optimum,
     proposed,
 )
-from surefoot.rules.kl_penalty import PenaltyMemory, penalised, penalty_memory
+from surefoot.rules.kl_penalty import PenaltyMemory, penalised_maximum, penalty_memory
 from surefoot.rules.natural import measured
 
 
@@ -74,20 +73,10 @@ class Dual(Rule):
         batch, unit = measured(rule, batch)
         theta, rebuild = flatten(policy)
 
-        def maximised(multiplier: Array, theta: Array, moments: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
-            if rule.inner == "closed-form":
-                return penalised_optimum(policy, batch, multiplier, rule.divergence), moments
-
-            def objective(candidate: Policy, part: Batch) -> Array:
-                return penalised(candidate, part, multiplier, rule.divergence)
-
-            ascent = ascend(rule, objective, policy, batch, key, theta, moments)
-            return ascent.theta, ascent.moments
-
         def descend(carry: Any, turn: tuple[PRNGKeyArray, Array]) -> Any:
             multiplier, theta, moments = carry
             key, last = turn
-            theta, moments = maximised(multiplier, theta, moments, key)
+            theta, moments = penalised_maximum(rule, policy, batch, key, multiplier, theta, moments)
             candidate = rebuild(theta)
             kl = mean_kl(candidate, batch, rule.divergence)
             moved = _descended(rule, multiplier, kl, candidate, batch)

@@ -43,6 +43,21 @@ def penalised(policy: Policy, part: Batch, multiplier: Array, divergence: str) -
     return surrogate(policy, part) - multiplier * mean_kl(policy, part, divergence)
 
 
+def penalised_maximum(
+    rule: Any, policy: Policy, batch: Batch, key: PRNGKeyArray, multiplier: Array, theta: Array, moments: Any
+) -> tuple[Float[Array, " P"], Any]:
+    """The parameters that maximise surrogate - lambda KL as the rule does it, by gradient steps from `theta` or in
+    closed form, and the inner optimiser's state."""
+    if rule.inner == "closed-form":
+        return penalised_optimum(policy, batch, multiplier, rule.divergence), moments
+
+    def objective(candidate: Policy, part: Batch) -> Array:
+        return penalised(candidate, part, multiplier, rule.divergence)
+
+    ascent = ascend(rule, objective, policy, batch, key, theta, moments)
+    return ascent.theta, ascent.moments
+
+
 class KLPenalty(Rule):
     """maximise surrogate(pi') - lambda KL, lambda fixed or following the radius (Schulman et al. 2017, section 4).
 
@@ -83,14 +98,7 @@ class KLPenalty(Rule):
         batch, unit = measured(rule, batch)
         theta, rebuild = flatten(policy)
         multiplier = jnp.asarray(memory.multiplier, theta.dtype)
-        if rule.inner == "closed-form":
-            target, moments = penalised_optimum(policy, batch, multiplier, rule.divergence), memory.moments
-        else:
-
-            def objective(candidate: Policy, part: Batch) -> Array:
-                return penalised(candidate, part, multiplier, rule.divergence)
-
-            target, moments, _, _ = ascend(rule, objective, policy, batch, key, theta, memory.moments)
+        target, moments = penalised_maximum(rule, policy, batch, key, multiplier, theta, memory.moments)
         step = as_step(policy, target)
         moved = movement(rebuild(theta + step), batch, chunk=rule.chunk)
         proposal = proposed(policy, batch, step, ~flat(policy, batch), multiplier, chunk=rule.chunk)
