@@ -71,10 +71,9 @@ class Agent:
 
         Raises SettingError for an observation that does not fit the space.
         """
-        dtype = self.policy.normaliser.mean.dtype
-        arrays, size = _arrays(observation, self.observation_space, dtype)
-        allowed = None if mask is None else self._mask(mask, size)
         actor = self._actor
+        arrays, size = _arrays(observation, self.observation_space, actor.dtype)
+        allowed = None if mask is None else self._mask(mask, size)
         outputs = actor.outputs(arrays)
         if deterministic:
             action = actor.mode(outputs, allowed)
@@ -84,7 +83,7 @@ class Agent:
         return lawful(np.asarray(actor.action_map(action)), self.action_space)
 
     def _mask(self, mask: Any, size: int | None) -> np.ndarray:
-        head = self.policy.head
+        head = self._actor.head
         wanted = (sum(head.sizes),) if size is None else (size, sum(head.sizes))
         if not head.kind.endswith("Categorical"):
             raise SettingError(f"mask must be None for {one_line(self.action_space)}, but {type(mask).__name__} came")
@@ -92,11 +91,11 @@ class Agent:
             allowed = np.asarray(mask).astype(bool)
         except (TypeError, ValueError):
             raise SettingError(f"mask must be an array of shape {wanted}, but {mask!r} came") from None
-        if allowed.shape == wanted[-1:]:  # one mask for a whole batch
+        if size is not None and allowed.shape == wanted[-1:]:  # one mask for a whole batch
             allowed = np.broadcast_to(allowed, wanted)
         if allowed.shape != wanted:
             raise SettingError(f"mask must have shape {wanted}, but {allowed.shape} came")
-        parts = np.split(allowed, np.cumsum(head.sizes)[:-1], axis=-1)
+        parts = [allowed] if len(head.sizes) == 1 else np.split(allowed, np.cumsum(head.sizes)[:-1], axis=-1)
         if not all(part.any(axis=-1).all() for part in parts):
             raise SettingError("mask must allow at least one action of each choice, but one with nothing allowed came")
         return allowed

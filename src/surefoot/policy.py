@@ -116,6 +116,7 @@ class HostPolicy:
         # Held directly: Equinox's attributes take microseconds each.
         self._normaliser = policy.normaliser.mean, policy.normaliser.std, policy.normaliser.active
         self._network = policy.network.weights, policy.network.biases, policy.network.activation
+        self._still = np.zeros(policy.head.outputs, self.dtype)
 
     def outputs(self, observation: Any) -> np.ndarray:
         """The network's outputs [..., K] for observations of any leading axes."""
@@ -131,8 +132,8 @@ class HostPolicy:
         return np.asarray(self.head.action(outputs, self.log_std, mask, noise))
 
     def mode(self, outputs: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-        """The most probable actions."""
-        return np.asarray(self.distribution(outputs, mask).mode())
+        """The most probable actions: those of no noise at all."""
+        return self.sample(outputs, mask, self._still)
 
     def distribution(self, outputs: Any, mask: Any) -> Distribution:
         """The distribution that `outputs` stand for."""

@@ -260,11 +260,14 @@ def unlawful(values: np.ndarray, space: Any) -> np.ndarray:
     `values` may have leading axes. A Box's bounds are not checked: many environments leave theirs a little.
     """
     if isinstance(space, gym_spaces.Box):
-        return np.argwhere(~np.isfinite(values))
-    if isinstance(space, gym_spaces.MultiBinary):
-        return np.argwhere((values != 0) & (values != 1))
-    count = space.n if isinstance(space, gym_spaces.Discrete) else space.nvec
-    return np.argwhere((values < space.start) | (values >= space.start + count))
+        lawful_there = np.isfinite(values)
+    elif isinstance(space, gym_spaces.MultiBinary):
+        lawful_there = (values == 0) | (values == 1)
+    else:
+        count = space.n if isinstance(space, gym_spaces.Discrete) else space.nvec
+        lawful_there = (values >= space.start) & (values < space.start + count)
+    # Acting asks for every observation, and looking for the place takes longer than seeing that there is none.
+    return np.empty((0, values.ndim), int) if lawful_there.all() else np.argwhere(~lawful_there)
 
 
 def one_line(space: object) -> str:
