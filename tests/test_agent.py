@@ -342,6 +342,18 @@ def test_tensors_that_do_not_fit_are_refused_by_name(name, artefact):
     assert all(word in line for word in words)
 
 
+def test_a_bit_that_flipped_is_seen_although_everything_fits(artefact):
+    blob = bytearray((artefact / "policy.safetensors").read_bytes())
+    blob[-1] ^= 1
+    (artefact / "policy.safetensors").write_bytes(blob)
+    assert "policy.safetensors is not as it was written" in refusal(artefact)
+
+
+def test_a_description_that_was_changed_is_seen_although_everything_fits(artefact):
+    respell(artefact, environment="Other-v0")
+    assert "policy.json is not as it was written" in refusal(artefact)
+
+
 def test_a_torn_pair_of_files_is_recognised(artefact):
     blob = (artefact / "policy.safetensors").read_bytes()
     (artefact / "policy.safetensors").write_bytes(blob[:-4])
@@ -357,7 +369,16 @@ def test_a_pickle_in_the_place_of_the_tensors_is_refused_unopened(artefact, tmp_
     assert (tmp_path / "sprung").exists()
 
 
-KEYS = ("format_version", "environment", "observation_space", "action_space", "network", "dtype", "tensor_bytes")
+KEYS = (
+    "format_version",
+    "environment",
+    "observation_space",
+    "action_space",
+    "network",
+    "dtype",
+    "tensor_bytes",
+    "sha256",
+)
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -369,7 +390,7 @@ def test_a_description_without_a_key_is_refused_by_the_key(key, artefact):
 @pytest.mark.parametrize(
     ("entries", "words"),
     [
-        ({"format_version": 2}, ["format_version", "2"]),
+        ({"format_version": 3}, ["format_version", "3"]),
         ({"format_version": "1"}, ["format_version", "'1'"]),
         ({"format_version": [1]}, ["format_version"]),
         ({"dtype": "float16"}, ["dtype", "float16"]),

@@ -35,7 +35,7 @@ ORDER = [
     ["record"],
     ["checkpoint"],
     ["agent"],
-    ["evaluation"],
+    ["evaluation", "export"],
     ["tensorboard"],
     ["history"],
     ["calibration"],

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         UnsupportedSpace,
     )
     from surefoot.evaluation import evaluate
+    from surefoot.export import export_onnx
     from surefoot.improvement import exact_rule, improve
     from surefoot.policy import TabularPolicy
     from surefoot.rules import NPG, PG, PI, PPO, TRPO, Dual, KLPenalty, Rule, UpdateReport
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "Agent": "agent",
     "load": "agent",
+    "export_onnx": "export",
     "Certificate": "certificate",
     "certify": "certificate",
     "EnvironmentFault": "errors",
@@ -94,6 +96,7 @@ __all__ = [
     "certify",
     "evaluate",
     "exact_rule",
+    "export_onnx",
     "improve",
     "load",
     "resume",

@@ -6,6 +6,7 @@ mapping of actions; not the trainer's settings.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from itertools import pairwise
@@ -24,10 +25,10 @@ from surefoot._version import __version__
 from surefoot.errors import RunError, SettingError, SurefootError
 from surefoot.policy import HostPolicy, NeuralPolicy, make_policy
 from surefoot.record import write_atomically
-from surefoot.settings import as_json, dumps
+from surefoot.settings import as_json, digest, dumps
 from surefoot.spaces import describe, lawful, make_encoder, make_head, one_line, parse, unlawful
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class Agent:
@@ -137,7 +138,8 @@ def _arrays(observation: Any, space: Any, dtype: Any, name: str = "observation")
 def save(agent: Agent, folder: str | Path, network: config.Network) -> None:
     """Write the artefact into `folder`: policy.json and policy.safetensors, each whole or not at all.
 
-    The description is written last and names the tensors' size, so a torn pair is recognised.
+    The description is written last and holds the tensors' digest and its own, so a torn pair and a flipped
+    bit are recognised.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -151,9 +153,16 @@ def save(agent: Agent, folder: str | Path, network: config.Network) -> None:
         "network": as_json(network),
         "dtype": str(agent.policy.normaliser.mean.dtype),
         "tensor_bytes": len(tensors),
+        "tensor_sha256": hashlib.sha256(tensors).hexdigest(),
     }
     write_atomically(folder / "policy.safetensors", tensors)
-    write_atomically(folder / "policy.json", dumps(description, indent=1).encode())
+    write_atomically(folder / "policy.json", dumps(description | {"sha256": digest(description)}, indent=1).encode())
+
+
+def policy_folder(path: str | os.PathLike) -> Path:
+    """Where the artefact is: the folder itself, or its `policy` folder where it is a run's."""
+    folder = Path(path)
+    return folder if (folder / "policy.json").exists() else folder / "policy"
 
 
 def load(path: str | os.PathLike) -> Agent:
@@ -161,9 +170,7 @@ def load(path: str | os.PathLike) -> Agent:
 
     Raises RunError where there is none or it does not fit together, naming the key.
     """
-    folder = Path(path)
-    if not (folder / "policy.json").exists():
-        folder = folder / "policy"
+    folder = policy_folder(path)
     try:
         description = json.loads((folder / "policy.json").read_text())
         blob = (folder / "policy.safetensors").read_bytes()
@@ -200,7 +207,14 @@ def _assemble(description: Any, blob: bytes, where: str) -> Agent:
         raise
     except (SurefootError, LookupError, TypeError, ValueError, AttributeError, safetensors.SafetensorError) as error:
         raise RunError(f"{where} does not fit together: {error}") from None
-    return Agent(policy, *spaces, environment=str(entry("environment")))
+    # After what does not fit was named, which says more.
+    environment = str(entry("environment"))
+    told = {"policy.safetensors": entry("tensor_sha256"), "policy.json": entry("sha256")}
+    rest = {key: value for key, value in description.items() if key != "sha256"}
+    for file, found in (("policy.safetensors", hashlib.sha256(blob).hexdigest()), ("policy.json", digest(rest))):
+        if told[file] != found:
+            raise RunError(f"{where}/{file} is not as it was written: its sha256 is {found}, not {told[file]}")
+    return Agent(policy, *spaces, environment=environment)
 
 
 def _check_size(spaces: Any, network: config.Network, itemsize: int, available: int, where: str) -> None:

@@ -21,7 +21,7 @@ _ON_THE_HOST = {
     "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
 }
 
-_CLIP = 10.0
+CLIP = 10.0
 
 
 class Perceptron(eqx.Module):
@@ -133,5 +133,5 @@ def normalised(features: Any, mean: Any, std: Any, active: tuple[bool, ...]) -> 
     if not any(active):
         return features
     xp = namespace(mean)
-    scaled = xp.minimum(xp.maximum((features - mean) / std, -_CLIP), _CLIP)
+    scaled = xp.minimum(xp.maximum((features - mean) / std, -CLIP), CLIP)
     return scaled if all(active) else xp.where(np.asarray(active), scaled, features)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import typing
@@ -116,3 +117,8 @@ def as_json(value: Any) -> Any:
 def dumps(value: Any, **options: Any) -> str:
     """JSON text of `value` that any strict reader accepts."""
     return json.dumps(as_json(value), allow_nan=False, **options)
+
+
+def digest(value: Any) -> str:
+    """The SHA-256 of a value's JSON text, which is the same again for what that text is read as."""
+    return hashlib.sha256(dumps(value).encode()).hexdigest()

@@ -203,7 +203,7 @@ class ActionMap:
             shaped = action.reshape((*leading, *self.shape))
             start = np.reshape(self.start, self.shape) if self.start is not None else 0
             return shaped + np.asarray(start, shaped.dtype)
-        centre, half, low, high = _affine(self.low, self.high, np.dtype(action.dtype))
+        centre, half, low, high = affine(self.low, self.high, np.dtype(action.dtype))
         xp = namespace(action)
         mapped = xp.minimum(xp.maximum(centre + half * action, low), high)
         return mapped.reshape(*action.shape[:-1], *self.shape)
@@ -220,7 +220,7 @@ class ActionMap:
 
 
 @functools.cache
-def _affine(low: tuple[float, ...], high: tuple[float, ...], dtype: np.dtype) -> tuple[np.ndarray, ...]:
+def affine(low: tuple[float, ...], high: tuple[float, ...], dtype: np.dtype) -> tuple[np.ndarray, ...]:
     """Centre and half width of the bounded dimensions (0 and 1 of the others), low and high."""
     lowest, highest = np.asarray(low), np.asarray(high)
     bounded = np.isfinite(lowest) & np.isfinite(highest)

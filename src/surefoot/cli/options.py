@@ -41,6 +41,7 @@ class Parser(argparse.ArgumentParser):
 def _hint(missing: str) -> str:
     return {
         "ENV": f"type for example `{EXAMPLE}`",
+        "--to": "name the file's format, as in --to onnx",
         "RUN": "name a run's folder, as `surefoot train` prints it",
         "COMMAND": f"type for example `{EXAMPLE}`, or `surefoot --help`",
     }.get(missing, "see --help")
