@@ -19,6 +19,7 @@ ORDER = [
     ["_version", "errors", "compilation", "arrays", "divergences"],
     ["settings"],
     ["config"],
+    ["recipe"],
     ["distributions", "steps"],
     ["spaces"],
     ["networks"],

@@ -63,6 +63,19 @@ def versions() -> dict[str, str]:
     return {"surefoot": __version__, "python": platform.python_version(), **found}
 
 
+def differing_versions(told: Any) -> list[str]:
+    """One entry for each version that is not the one in use, such as "jax 0.10.1, now 0.10.2".
+
+    `told` is the `versions` of a run's config.json; what is missing there is called unknown.
+    """
+    told = told if isinstance(told, dict) else {}
+    return [
+        f"{name} {told.get(name, 'unknown')}, now {present}"
+        for name, present in versions().items()
+        if told.get(name) != present
+    ]
+
+
 class Recorder:
     """Appends one JSON object an update to metrics.jsonl, each line flushed before the next update begins."""
 

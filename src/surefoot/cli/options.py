@@ -13,6 +13,13 @@ from surefoot.errors import SettingError, did_you_mean
 from surefoot.settings import field_of, legal_range
 
 EXAMPLE = "surefoot train CartPole-v1"
+HINTS = {
+    "ENV": f"type for example `{EXAMPLE}`",
+    "--to": "name the file's format, as in --to onnx",
+    "RUN": "name a run's folder, as `surefoot train` prints it",
+    "COMMAND": f"type for example `{EXAMPLE}`, or `surefoot --help`",
+}
+"""What to type, by the argument that is missing."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,7 +33,7 @@ class Parser(argparse.ArgumentParser):
             message = f"{unknown} is no option{did_you_mean(unknown, self._all_options())}"
         elif message.startswith("the following arguments are required: "):
             missing = message.removeprefix("the following arguments are required: ")
-            message = f"{missing} is missing; {_hint(missing)}"
+            message = f"{missing} is missing; {HINTS.get(missing, 'see --help')}"
         print(f"surefoot: {' '.join(message.split())}", file=sys.stderr)
         raise SystemExit(2)
 
@@ -36,15 +43,6 @@ class Parser(argparse.ArgumentParser):
             if isinstance(action, argparse._SubParsersAction):
                 parsers += action.choices.values()
         return [option for parser in parsers for option in parser._option_string_actions]
-
-
-def _hint(missing: str) -> str:
-    return {
-        "ENV": f"type for example `{EXAMPLE}`",
-        "--to": "name the file's format, as in --to onnx",
-        "RUN": "name a run's folder, as `surefoot train` prints it",
-        "COMMAND": f"type for example `{EXAMPLE}`, or `surefoot --help`",
-    }.get(missing, "see --help")
 
 
 def whole(text: str) -> int:

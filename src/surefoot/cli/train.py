@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from typing import Any
 
 from surefoot import config
 from surefoot.cli.interruption import asked_to_stop
-from surefoot.cli.options import add_rule_options, add_setting, rule_settings
+from surefoot.cli.options import HINTS, add_rule_options, add_setting, rule_settings
 from surefoot.errors import SettingError
+from surefoot.recipe import Recipe, read_recipe
 
 
 def add(commands: Any) -> None:
@@ -21,7 +23,16 @@ def add(commands: Any) -> None:
         epilog="ENV is a Gymnasium id (CartPole-v1) or package.module:callable that returns a Gymnasium environment.",
         allow_abbrev=False,
     )
-    parser.add_argument("environment", metavar="ENV", help="the environment")
+    parser.add_argument("environment", metavar="ENV", nargs="?", help="the environment (default: that of --config)")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="begin with the environment, rule and settings of a run's config.json, or of a file like it; options "
+        "given here stand before it",
+    )
+    parser.add_argument(
+        "--allow-env", action="store_true", help="let a package.module:callable that --config names be imported"
+    )
     parser.add_argument(
         "--out", metavar="DIR", help="the run's folder; must hold no run yet (default: a new one in runs/)"
     )
@@ -42,26 +53,39 @@ def add(commands: Any) -> None:
         owner, item = config.option_field(name)
         add_setting(groups[group], f"--{name.replace('_', '-')}", f"run.{name}", owner, item)
     add_rule_options(parser, list(config.RULES))
-    parser.set_defaults(command=run)
+    parser.set_defaults(command=run, rule=None)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train, and tell the result."""
+    recipe = read_recipe(arguments.config) if arguments.config else Recipe()
+    environment = arguments.environment or recipe.environment
+    if environment is None:
+        raise SettingError(f"ENV is missing; {HINTS['ENV']}")
+    if environment != arguments.environment and ":" in environment and not arguments.allow_env:
+        raise SettingError(
+            f"{arguments.config} names the environment {environment!r}, which runs code of that module; "
+            "add --allow-env if it is yours"
+        )
     given = vars(arguments)
     settings = {name.removeprefix("run."): value for name, value in given.items() if name.startswith("run.")}
-    plain_rule = rule_settings(arguments)
+    settings = recipe.settings | settings
+    arguments.rule = arguments.rule or recipe.rule or next(iter(config.RULES))
+    plain_rule = rule_settings(arguments, **(recipe.rule_settings if arguments.rule == recipe.rule else {}))
     if plain_rule.tabular_only:
         raise SettingError(f"the rule {arguments.rule} is for finite MDPs; `surefoot exact` has it")
     config.make_run(**settings)  # refuses what is illegal before anything slow is imported
 
+    from surefoot.record import differing_versions
     from surefoot.rules import RULES
     from surefoot.training import train
 
+    if recipe.versions and (differing := differing_versions(recipe.versions)):
+        told = f"the same bits are not to be expected, versions differ from those of {arguments.config}"
+        print(f"surefoot: {told}: {', '.join(differing)}", file=sys.stderr)
     rule = RULES[arguments.rule](**dataclasses.asdict(plain_rule))
     with asked_to_stop() as stop:
-        done = train(
-            arguments.environment, rule, out=arguments.out, tensorboard=arguments.tensorboard, stop=stop, **settings
-        )
+        done = train(environment, rule, out=arguments.out, tensorboard=arguments.tensorboard, stop=stop, **settings)
     return tell(done, quiet=arguments.json)
 
 

@@ -1,0 +1,84 @@
+"""config.json, read: what a run was begun with, or is to begin with."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from surefoot import config
+from surefoot.errors import SettingError, did_you_mean
+
+_OTHERS = ("environment", "rule", "rule_settings", "trust_region", "versions")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a file says of a run; where it says nothing, defaults hold.
+
+    Attributes:
+        environment: its name; None where none is named.
+        rule: the rule's name; None where none is named.
+        rule_settings: of the rule, by name.
+        settings: of the run, by name.
+        versions: of surefoot and what it is built on, by package, as they were when the file was written.
+    """
+
+    environment: str | None = None
+    rule: str | None = None
+    rule_settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def read_recipe(path: str | os.PathLike) -> Recipe:
+    """The recipe in a file like a run's config.json, or in a run's folder.
+
+    Raises SettingError for what cannot be read, an unknown key (with the nearest right one), and a value outside
+    its legal range.
+    """
+    file = Path(path)
+    file = file / "config.json" if file.is_dir() else file
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise SettingError(f"config: {file} cannot be read: {' '.join(str(error).split())}") from None
+    try:
+        return _checked(told)
+    except SettingError as error:
+        raise SettingError(f"config: {file}: {error}") from None
+
+
+def _checked(told: Any) -> Recipe:
+    if not isinstance(told, dict):
+        raise SettingError(f"a JSON object is wanted, but a {type(told).__name__} came")
+    settings = {key: value for key, value in told.items() if key not in _OTHERS}
+    known = [*config.run_options(), *_OTHERS]
+    for key in settings:
+        if key not in known:
+            raise SettingError(f"unknown setting {key!r}{did_you_mean(key, known)}")
+    for key, kind, wanted in (
+        ("environment", str, "a name"),
+        ("rule", str, f"one of {', '.join(config.RULES)}"),
+        ("rule_settings", dict, "a JSON object"),
+        ("versions", dict, "a JSON object"),
+    ):
+        if key in told and not isinstance(told[key], kind):
+            raise SettingError(f"{key} must be {wanted}, but {told[key]!r} came")
+    config.make_run(**settings)
+    rule, rule_settings = told.get("rule"), told.get("rule_settings", {})
+    if rule is not None and rule not in config.RULES:
+        near = did_you_mean(rule, config.RULES)
+        raise SettingError(f"rule must be one of {', '.join(config.RULES)}, but {rule!r} came{near}")
+    if rule_settings:
+        if rule is None:
+            raise SettingError("rule_settings are told, but no rule that they are of")
+        names = [item.name for item in dataclasses.fields(config.RULES[rule])]
+        for key in rule_settings:
+            if key not in names:
+                raise SettingError(f"unknown setting {key!r} of the rule {rule}{did_you_mean(key, names)}")
+        config.RULES[rule](**rule_settings)
+    return Recipe(told.get("environment"), rule, rule_settings, settings, told.get("versions", {}))
