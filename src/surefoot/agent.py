@@ -50,6 +50,7 @@ class Agent:
     ):
         self.policy = policy
         self._actor = HostPolicy(policy)
+        self._firsts = np.cumsum([0, *policy.head.sizes[:-1]])  # of each choice's entries in a mask
         self.observation_space = observation_space
         self.action_space = action_space
         self.environment = environment
@@ -96,8 +97,7 @@ class Agent:
             allowed = np.broadcast_to(allowed, wanted)
         if allowed.shape != wanted:
             raise SettingError(f"mask must have shape {wanted}, but {allowed.shape} came")
-        parts = [allowed] if len(head.sizes) == 1 else np.split(allowed, np.cumsum(head.sizes)[:-1], axis=-1)
-        if not all(part.any(axis=-1).all() for part in parts):
+        if not np.logical_or.reduceat(allowed, self._firsts, axis=-1).all():
             raise SettingError("mask must allow at least one action of each choice, but one with nothing allowed came")
         return allowed
 

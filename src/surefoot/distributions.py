@@ -264,19 +264,16 @@ class DiagGaussian(Distribution):
 
 def categorical_action(logits: Any, mask: Any, noise: Any) -> Any:
     """The largest of logits + Gumbel noise where allowed: distributed as softmax(logits) (Gumbel 1954)."""
-    xp = namespace(logits)
-    scores = logits + noise if mask is None else xp.where(mask, logits + noise, -np.inf)
-    return xp.argmax(scores, axis=-1).astype(np.int32)
+    scores = logits + noise if mask is None else namespace(logits).where(mask, logits + noise, -np.inf)
+    return scores.argmax(axis=-1).astype(np.int32)
 
 
 def multi_categorical_action(logits: Any, mask: Any, noise: Any, sizes: tuple[int, ...]) -> Any:
     """A choice for each group of `sizes` logits."""
-    bounds = list(pairwise(accumulate(sizes, initial=0)))
-    parts = [
-        categorical_action(logits[..., a:b], None if mask is None else mask[..., a:b], noise[..., a:b])
-        for a, b in bounds
-    ]
-    return namespace(logits).stack(parts, axis=-1)
+    xp = namespace(logits)
+    scores = logits + noise if mask is None else xp.where(mask, logits + noise, -np.inf)
+    parts = [scores[..., a:b].argmax(axis=-1) for a, b in pairwise(accumulate(sizes, initial=0))]
+    return xp.stack(parts, axis=-1).astype(np.int32)
 
 
 def bernoulli_action(logits: Any, noise: Any) -> Any:

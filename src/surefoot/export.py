@@ -21,7 +21,7 @@ from surefoot.errors import SettingError, UnsupportedSpace
 from surefoot.networks import CLIP
 from surefoot.record import write_atomically
 from surefoot.settings import dumps
-from surefoot.spaces import affine, describe, space_tree
+from surefoot.spaces import affine, describe, one_hot, space_tree
 
 _OPSET = 17
 _IR_VERSION = 10
@@ -147,11 +147,9 @@ def _observed(graph: _Graph, space: gymnasium.Space, policy: Any) -> tuple[list[
         if leaf.sizes is None:
             encoded.append(graph.cast(flat, dtype))
             continue
-        # One-hot: column j is 1 where number `which[j]` of the observation is `wanted[j]`.
-        which = np.repeat(np.arange(len(leaf.sizes)), leaf.sizes)
-        wanted = np.concatenate([start + np.arange(size) for start, size in zip(leaf.start, leaf.sizes, strict=True)])
+        which, number = one_hot(leaf.sizes, leaf.start)
         repeated = graph("Gather", graph.cast(flat, np.int64), which, axis=1)
-        encoded.append(graph.cast(graph("Equal", repeated, wanted.astype(np.int64)), dtype))
+        encoded.append(graph.cast(graph("Equal", repeated, number.astype(np.int64)), dtype))
     features = encoded[0] if len(encoded) == 1 else graph("Concat", *encoded, axis=1)
     active = np.array(policy.normaliser.active)
     if not active.any():

@@ -101,7 +101,12 @@ class Normaliser(eqx.Module):
 
     def __call__(self, features: Float[Array, "... width"]) -> Float[Array, "... width"]:
         """(features - mean) / standard deviation, clipped to [-10, 10], where active."""
-        return normalised(features, self.mean, self.std, self.active)
+        return normalised(features, self.mean, self.std, self.where) if any(self.active) else features
+
+    @property
+    def where(self) -> np.ndarray | None:
+        """Which features are active: bool [width]; None where all are."""
+        return None if all(self.active) else np.asarray(self.active)
 
     @property
     def std(self) -> Float[Array, " width"]:
@@ -128,10 +133,8 @@ class Normaliser(eqx.Module):
         return Normaliser(mean, variance, total, self.active)
 
 
-def normalised(features: Any, mean: Any, std: Any, active: tuple[bool, ...]) -> Any:
-    """(features - mean) / std, clipped to [-10, 10], where active; in NumPy if they are NumPy's."""
-    if not any(active):
-        return features
+def normalised(features: Any, mean: Any, std: Any, active: np.ndarray | None) -> Any:
+    """(features - mean) / std, clipped to [-10, 10], where active (None: everywhere); in NumPy if they are NumPy's."""
     xp = namespace(mean)
     scaled = xp.minimum(xp.maximum((features - mean) / std, -CLIP), CLIP)
-    return scaled if all(active) else xp.where(np.asarray(active), scaled, features)
+    return scaled if active is None else xp.where(active, scaled, features)

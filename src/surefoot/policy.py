@@ -114,13 +114,16 @@ class HostPolicy:
         self.log_std = policy.log_std
         self.dtype = policy.normaliser.mean.dtype
         # Held directly: Equinox's attributes take microseconds each.
-        self._normaliser = policy.normaliser.mean, policy.normaliser.std, policy.normaliser.active
+        normaliser = policy.normaliser
+        self._normaliser = (normaliser.mean, normaliser.std, normaliser.where) if any(normaliser.active) else None
         self._network = policy.network.weights, policy.network.biases, policy.network.activation
         self._still = np.zeros(policy.head.outputs, self.dtype)
 
     def outputs(self, observation: Any) -> np.ndarray:
         """The network's outputs [..., K] for observations of any leading axes."""
-        features = normalised(self.encoder(observation, self.dtype), *self._normaliser)
+        features = self.encoder(observation, self.dtype)
+        if self._normaliser is not None:
+            features = normalised(features, *self._normaliser)
         return perceptron(features, *self._network)
 
     def noise(self, leading: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:

@@ -56,11 +56,16 @@ class _Leaf:
         flat = value.reshape(*leading, -1)
         if self.sizes is None:
             return flat.astype(dtype)
-        parts = [
-            (flat[..., i, None] == np.arange(start, start + size)).astype(dtype)
-            for i, (start, size) in enumerate(zip(self.start, self.sizes, strict=True))
-        ]
-        return parts[0] if len(parts) == 1 else namespace(flat).concatenate(parts, axis=-1)
+        which, number = one_hot(self.sizes, self.start)
+        return (flat[..., which] == number).astype(dtype)
+
+
+@functools.cache
+def one_hot(sizes: tuple[int, ...], start: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """For each column of several one-hot vectors side by side: which value it is of, and the number it stands for."""
+    which = np.repeat(np.arange(len(sizes)), sizes)
+    number = np.concatenate([first + np.arange(size) for first, size in zip(start, sizes, strict=True)])
+    return which, number
 
 
 @dataclass(frozen=True)
@@ -201,8 +206,7 @@ class ActionMap:
         if self.low is None or self.high is None:
             leading = action.shape[: action.ndim - (1 if self.shape else 0)]
             shaped = action.reshape((*leading, *self.shape))
-            start = np.reshape(self.start, self.shape) if self.start is not None else 0
-            return shaped + np.asarray(start, shaped.dtype)
+            return shaped if self.start is None else shaped + _offset(self.start, self.shape, np.dtype(shaped.dtype))
         centre, half, low, high = affine(self.low, self.high, np.dtype(action.dtype))
         xp = namespace(action)
         mapped = xp.minimum(xp.maximum(centre + half * action, low), high)
@@ -217,6 +221,12 @@ class ActionMap:
         below = np.where(bounded, -1.0, low).astype(action.dtype)
         above = np.where(bounded, 1.0, high).astype(action.dtype)
         return (action < below) | (action > above)
+
+
+@functools.cache
+def _offset(start: tuple[int, ...], shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """What the first choices of whole-number actions are called."""
+    return np.reshape(start, shape).astype(dtype)
 
 
 @functools.cache
@@ -251,7 +261,7 @@ def make_head(space: gymnasium.Space) -> tuple[Head, ActionMap]:
 def lawful(action: np.ndarray, space: gymnasium.Space) -> np.ndarray:
     """Mapped actions in the space's own number type, inside bounds that 32 bits may only have rounded to."""
     action = action.astype(space.dtype)
-    return np.clip(action, space.low, space.high) if isinstance(space, gym_spaces.Box) else action
+    return np.minimum(np.maximum(action, space.low), space.high) if isinstance(space, gym_spaces.Box) else action
 
 
 def unlawful(values: np.ndarray, space: Any) -> np.ndarray:
