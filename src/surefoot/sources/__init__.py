@@ -21,6 +21,12 @@ def make_source(environment: str | Callable[[], Any], settings: config.Collectio
     `auto` takes EnvPool where it has the task and Gymnasium elsewhere. Raises EnvironmentNotFound,
     UnsupportedSpace.
     """
+    if isinstance(environment, str) and environment.startswith("gymnax:"):
+        from surefoot.sources.functional import FunctionalSource
+        from surefoot.sources.gymnax import gymnax_environment
+
+        made = gymnax_environment(environment.removeprefix("gymnax:"))
+        return FunctionalSource(made, name=environment, envs=settings.envs, horizon=settings.horizon)
     named = isinstance(environment, str) and ":" not in environment
     if settings.source == "envpool" and not named:
         raise SettingError("source: envpool takes a Gymnasium id, not an environment of one's own; use gymnasium")

@@ -1,0 +1,209 @@
+"""Environments written in JAX: two pure functions, stepped on the device by one compiled program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from surefoot.arrays import bits, from_bits
+from surefoot.batch import Trajectory
+from surefoot.errors import EnvironmentFault, RunError
+from surefoot.policy import NeuralPolicy
+from surefoot.sources.base import Source
+from surefoot.spaces import make_encoder, make_head
+
+
+class Transition(NamedTuple):
+    """What a step of a functional environment gives.
+
+    Attributes:
+        state: after the step.
+        observation: of that state, also where the episode has ended there.
+        reward: [].
+        terminated: the episode ended in a state whose value is 0, bool [].
+        truncated: the episode was cut, bool [].
+    """
+
+    state: Any
+    observation: Any
+    reward: Float[Array, ""]
+    terminated: Bool[Array, ""]
+    truncated: Bool[Array, ""]
+
+
+@dataclass(frozen=True, eq=False)
+class FunctionalEnvironment:
+    """An environment as two pure functions that JAX can trace. It never resets itself.
+
+    Attributes:
+        reset: from a key to the first state and its observation.
+        step: from a key, a state and an action of `action_space` to a Transition.
+        observation_space, action_space: Gymnasium's.
+        tells_truncation: whether a time limit is told from a real end; where it is not, every end counts as real.
+    """
+
+    reset: Callable[[PRNGKeyArray], tuple[Any, Any]]
+    step: Callable[[PRNGKeyArray, Any, Any], Transition]
+    observation_space: gymnasium.Space
+    action_space: gymnasium.Space
+    tells_truncation: bool = True
+
+
+class FunctionalState(NamedTuple):
+    """Where N environments stand; every leaf has them as its first axis but `steps`.
+
+    Attributes:
+        inner: the environments' own states.
+        observation: what they show.
+        ended: whose episode has just ended, bool [N].
+        time: steps since each episode's start, [N].
+        steps: of each environment since the source's reset.
+    """
+
+    inner: Any
+    observation: Any
+    ended: Bool[Array, " N"]
+    time: Int[Array, " N"]
+    steps: Int[Array, ""]
+
+
+class FunctionalSource(Source):
+    """N copies of a functional environment. `roll_out` is what `collect` compiles, for programs that hold it."""
+
+    def __init__(self, environment: FunctionalEnvironment, *, name: str, envs: int, horizon: int):
+        make_encoder(environment.observation_space)
+        make_head(environment.action_space)
+        self.name = name
+        self.envs = envs
+        self.horizon = horizon
+        self.observation_space = environment.observation_space
+        self.action_space = environment.action_space
+        self.environment = environment
+        self._reset = jax.jit(self.begin)
+        self._collect = jax.jit(self.roll_out)
+
+    def reset(self, key: PRNGKeyArray) -> FunctionalState:
+        """The start of every environment's first episode."""
+        return self._reset(key)
+
+    def collect(
+        self, policy: NeuralPolicy, state: FunctionalState, key: PRNGKeyArray
+    ) -> tuple[Trajectory, FunctionalState]:
+        """T steps of each environment. Raises EnvironmentFault, naming environment, index and step."""
+        trajectory, after = self._collect(policy, state, key)
+        self.check(first_fault(trajectory), trajectory, int(state.steps))
+        return trajectory, after
+
+    def begin(self, key: PRNGKeyArray) -> FunctionalState:
+        """`reset`, for a program that holds it."""
+        inner, observation = jax.vmap(self.environment.reset)(jax.random.split(key, self.envs))
+        nothing = jnp.zeros(self.envs, jnp.int32)
+        return FunctionalState(inner, observation, nothing > 0, nothing, jnp.zeros((), jnp.int32))
+
+    def roll_out(
+        self, policy: NeuralPolicy, state: FunctionalState, key: PRNGKeyArray
+    ) -> tuple[Trajectory, FunctionalState]:
+        """T steps of each environment under the policy, for a program that holds it. Nothing is checked."""
+        step = partial(self._step, policy)
+        after, (before, rows) = jax.lax.scan(step, state, jax.random.split(key, self.horizon))
+        observation = jax.tree.map(lambda rest, last: jnp.concatenate([rest, last[None]]), before, after.observation)
+        return Trajectory(observation=observation, mask=None, **rows), after
+
+    def _step(self, policy: NeuralPolicy, state: FunctionalState, key: PRNGKeyArray) -> Any:
+        act_key, step_key, reset_key = jax.random.split(key, 3)
+        distribution = policy(state.observation)
+        action = distribution.sample(act_key)
+        given = policy.action_map(action)
+        if np.issubdtype(self.action_space.dtype, np.floating):
+            given = given.astype(jnp.result_type(float))
+        step_keys, reset_keys = jax.random.split(step_key, self.envs), jax.random.split(reset_key, self.envs)
+        stepped = jax.vmap(self.environment.step)(step_keys, state.inner, given)
+        begun, first = jax.vmap(self.environment.reset)(reset_keys)
+
+        def fresh_where_ended(fresh: Array, old: Array) -> Array:
+            return jax.vmap(jnp.where)(state.ended, fresh, old)
+
+        inner, observation = jax.tree.map(
+            fresh_where_ended, (begun, first), (stepped.state, stepped.observation)
+        )
+        going = ~state.ended
+        terminated = stepped.terminated & going
+        truncated = stepped.truncated & going & ~terminated
+        rows = {
+            "action": action,
+            "log_prob": distribution.log_prob(action),
+            "reward": jnp.where(going, stepped.reward, 0),
+            "terminated": terminated,
+            "truncated": truncated,
+            "reset": state.ended,
+            "time": jnp.where(going, state.time, 0),
+        }
+        after = FunctionalState(
+            inner=inner,
+            observation=observation,
+            ended=terminated | truncated,
+            time=jnp.where(going, state.time + 1, 0),
+            steps=state.steps + 1,
+        )
+        return after, (state.observation, rows)
+
+    def check(self, fault: Fault, trajectory: Trajectory, before: int) -> None:
+        """Raise EnvironmentFault where `first_fault` found one; `before` are the steps before the trajectory."""
+        if not bool(fault.found):
+            return
+        row, env = int(fault.row), int(fault.env)
+        what, value = "reward", np.asarray(trajectory.reward[row, env])
+        if np.isfinite(value):
+            what = "an observation that is not finite in its part"
+            for path, leaf in jax.tree.leaves_with_path(trajectory.observation):
+                if not np.isfinite(np.asarray(leaf[row + 1, env], np.float64)).all():
+                    what, value = f"observation{jax.tree_util.keystr(path)}", np.asarray(leaf[row + 1, env])
+                    break
+        shown = np.array2string(value, threshold=8, edgeitems=3).replace("\n", " ")
+        raise EnvironmentFault(f"{self.name}: step {before + row}: environment {env} returned {what} {shown}")
+
+    def pack(self, state: FunctionalState) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """The whole state as arrays."""
+        return {str(index): bits(leaf) for index, leaf in enumerate(jax.tree.leaves(state))}, {}
+
+    def unpack(self, arrays: dict[str, np.ndarray], facts: dict[str, Any], like: FunctionalState) -> FunctionalState:
+        """The state that was packed. Raises RunError where it is none of these environments."""
+        leaves, structure = jax.tree.flatten(like)
+        wanted = {str(index): bits(leaf) for index, leaf in enumerate(leaves)}
+        for index, expected in wanted.items():
+            found = arrays.get(index)
+            if found is None or found.shape != expected.shape or found.dtype != expected.dtype:
+                raise RunError(f"{self.name}: the saved state does not fit: its part {index} is not that of the source")
+        return jax.tree.unflatten(
+            structure, [from_bits(arrays[str(index)], leaf) for index, leaf in enumerate(leaves)]
+        )
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class Fault(NamedTuple):
+    """Where a trajectory first holds what is not finite: whether, and the row and environment."""
+
+    found: Bool[Array, ""]
+    row: Int[Array, ""]
+    env: Int[Array, ""]
+
+
+@jax.jit
+def first_fault(trajectory: Trajectory) -> Fault:
+    """The first reward, or observation that a row led to, that is not finite."""
+    bad = ~jnp.isfinite(trajectory.reward)
+    for leaf in jax.tree.leaves(trajectory.observation):
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            bad |= ~jnp.isfinite(leaf[1:]).reshape(*bad.shape, -1).all(axis=-1)
+    index = jnp.argmax(bad)
+    return Fault(jnp.any(bad), index // bad.shape[1], index % bad.shape[1])
