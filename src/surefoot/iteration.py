@@ -12,12 +12,13 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from surefoot import config
 from surefoot.batch import Batch, Trajectory
-from surefoot.critic import Critic, CriticState, make_critic
+from surefoot.critic import Critic, CriticReport, CriticState, make_critic
 from surefoot.guard import careful, did_harm, next_share
 from surefoot.policy import NeuralPolicy, make_policy
 from surefoot.rules import Memory, Rule, UpdateReport
 from surefoot.sampled_certificate import (
     Estimate,
+    Moved,
     Sums,
     discounted_rows,
     effective_horizon,
@@ -103,6 +104,33 @@ def begin(source: Source, rule: Rule, run: config.Run) -> tuple[Learner, Any]:
     return Learner(policy, memory, critic, nothing, previous, one, key), source.reset(source_key)
 
 
+class Told(NamedTuple):
+    """What an iteration leaves for its account, on the device or fetched from it.
+
+    Attributes:
+        flags: reset, terminated, truncated and time of the trajectory, [T, N] each.
+        estimates: of it.
+        before, after: `Sums` of the temporal differences of the critic that the previous update used, in the batch of
+            that update and in this one, [N] each.
+        report: the rule's.
+        radius: of the update; NaN for a rule without one.
+        held_out: `Sums` over the rows that the step did not see, [N] each; None without a holdout.
+        moved: how the policy moved under discounted weights; None where that was not asked.
+        normaliser_kl, smallest_std: as in `Updated`.
+    """
+
+    flags: tuple[Array, Array, Array, Array]
+    estimates: Estimates
+    before: tuple[Array, Array]
+    after: tuple[Array, Array]
+    report: UpdateReport
+    radius: Array | float
+    held_out: tuple[Array, Array] | None
+    moved: Moved | None
+    normaliser_kl: Array
+    smallest_std: Array | None
+
+
 def iterate(
     source: Source, rule: Rule, run: config.Run, learner: Learner, state: Any
 ) -> tuple[Learner, Any, Iteration]:
@@ -121,89 +149,154 @@ def iterate(
     batch, estimates = estimate_stage(learner.policy, learner.critic.critic, learner.returns, trajectory, run.estimator)
     jax.block_until_ready(estimates)
     estimated = time.perf_counter()
-    judgement, undone = judge(learner.previous, trajectory, batch, run)
+    discount, previous = run.estimator.discount, learner.previous
+    after = jax.device_get(frozen_error(previous.critic, trajectory, batch.weight, discount))
+    judgement, undone = judge((previous.total, previous.mass), after, run)
     judged = time.perf_counter()
 
     share = float(learner.share)
     rule = careful(rule, share) if run.certification.guard else rule
-    updated = update_stage(
+    updated = _update(rule, run, learner, trajectory, batch, update_key, idle=undone)
+    report = jax.device_get(updated.report)
+    moved = time.perf_counter()
+    flags = jax.device_get(_flags(trajectory))
+    coverage = _coverage(flags, discount)
+    movement = None
+    if report.accepted and not undone and coverage[1] is None:
+        movement = movement_stage(updated.policy, trajectory, batch, estimates, discount)
+    told = _told(rule, flags, estimates, previous, after, updated, movement)
+    certificate = certify_stage(jax.device_get(told), coverage, run, undone=undone)
+    certified = time.perf_counter()
+    fitted, critic_report = critic_stage(learner.critic, run.critic, trajectory, batch, estimates.target, critic_key)
+
+    row, returns = account(jax.device_get(told), certificate, critic_report, undone=undone)
+    row |= {
+        "collect_seconds": collected - started,
+        "critic_seconds": waited - collected,
+        "update_seconds": (estimated - waited) + (moved - judged),
+        "certify_seconds": (judged - estimated) + (certified - moved),
+    }
+    learned = _learned(learner, estimates, updated, fitted, key)
+    if undone:
+        nothing = jnp.zeros_like(previous.total)
+        learned = learned._replace(
+            policy=previous.policy,
+            memory=previous.memory,
+            critic=learner.critic,
+            previous=learned.previous._replace(total=nothing, mass=nothing),
+        )
+    share = next_share(share, undone=undone)
+    learned = learned._replace(share=jax.device_put(np.float32(share)))
+    return learned, state, Iteration(row, returns, judgement)
+
+
+def learn(
+    rule: Rule, run: config.Run, learner: Learner, trajectory: Trajectory, keys: tuple[PRNGKeyArray, ...]
+) -> tuple[Learner, Told, CriticReport]:
+    """All of `iterate` between collection and account, for a program that holds it. No update is taken back.
+
+    `keys` are the learner's next one, the update's and the critic's.
+    """
+    key, update_key, critic_key = keys
+    batch, estimates = estimate_stage(learner.policy, learner.critic.critic, learner.returns, trajectory, run.estimator)
+    discount, previous = run.estimator.discount, learner.previous
+    after = frozen_error(previous.critic, trajectory, batch.weight, discount)
+    updated = _update(rule, run, learner, trajectory, batch, update_key)
+    movement = movement_stage(updated.policy, trajectory, batch, estimates, discount)
+    fitted, critic_report = critic_stage(learner.critic, run.critic, trajectory, batch, estimates.target, critic_key)
+    told = _told(rule, _flags(trajectory), estimates, previous, after, updated, movement)
+    return _learned(learner, estimates, updated, fitted, key), told, critic_report
+
+
+def told_of(told: Told, critic_report: CriticReport, run: config.Run) -> Iteration:
+    """The iteration that `learn` made, once it is fetched from the device. Its row has no times."""
+    judgement, _ = judge(told.before, told.after, run)
+    coverage = _coverage(told.flags, run.estimator.discount)
+    row, returns = account(told, certify_stage(told, coverage, run), critic_report)
+    return Iteration(row | dict.fromkeys(_TIMES), returns, judgement)
+
+
+def _update(
+    rule: Rule, run: config.Run, learner: Learner, trajectory: Trajectory, batch: Batch, key: Any, idle: bool = False
+) -> Updated:
+    return update_stage(
         rule,
         learner.policy,
         learner.memory,
         trajectory,
         batch,
-        update_key,
+        key,
         discount=run.estimator.discount,
         held=run.held_out,
-        idle=undone,
+        idle=idle,
     )
-    report, normaliser_kl, smallest_std = jax.device_get((updated.report, updated.normaliser_kl, updated.smallest_std))
-    if undone:  # also where a rule moves on advantages of 0: nothing of it is kept
-        report = report._replace(accepted=np.bool_(False))
-    moved = time.perf_counter()
-    account = certify_stage(report, updated, trajectory, batch, estimates, run)
-    certified = time.perf_counter()
-    fitted, critic_report = critic_stage(learner.critic, run.critic, trajectory, batch, estimates.target, critic_key)
 
-    told = jax.device_get(estimates)
-    flags = jax.device_get((trajectory.reset, trajectory.terminated, trajectory.truncated, trajectory.time))
+
+def _flags(trajectory: Trajectory) -> tuple[Array, Array, Array, Array]:
+    return trajectory.reset, trajectory.terminated, trajectory.truncated, trajectory.time
+
+
+def _coverage(flags: tuple[Any, ...], discount: float) -> tuple[float, str | None]:
+    reset, terminated, _, age = flags
+    return discounted_rows(age, ~reset, terminated, discount)
+
+
+def _told(
+    rule: Rule,
+    flags: tuple[Any, ...],
+    estimates: Estimates,
+    previous: Previous,
+    after: tuple[Any, Any],
+    updated: Updated,
+    moved: Moved | None,
+) -> Told:
     reset, terminated, truncated, age = flags
-    ended = (terminated | truncated) & ~reset
-    returns = told.episode_return[ended]
-    row = {
-        "experience": int(np.sum(~reset)),
-        "collect_seconds": collected - started,
-        "critic_seconds": waited - collected,
-        "update_seconds": (estimated - waited) + (moved - judged),
-        "certify_seconds": (judged - estimated) + (certified - moved),
-        **_episode_metrics(returns, age[ended] + 1),
-        "terminations": int(np.sum(terminated & ~reset)),
-        "truncations": int(np.sum(truncated & ~terminated & ~reset)),
-        "radius": float(getattr(rule, "radius", np.nan)),
-        **_plain(report),
-        **account,
-        **critic_report._asdict(),
-        **{name: float(getattr(told, name)) for name in _CHECKS},
-        "normaliser_kl": float(normaliser_kl),
-        "smallest_std": None if smallest_std is None else float(smallest_std),
-        "discarded": undone,
-    }
-    made = updated._replace(policy=learner.previous.policy, memory=learner.previous.memory) if undone else updated
-    learner = Learner(
-        policy=made.policy,
-        memory=made.memory,
-        critic=learner.critic if undone else fitted,
-        returns=jax.device_put(told.episode_return[-1]),
-        previous=_to_be_judged(learner, estimates, report),
-        share=jax.device_put(np.float32(next_share(share, undone=undone))),
+    return Told(
+        flags=(reset, terminated, truncated, age),
+        # What is as large as the batch has served.
+        estimates=estimates._replace(value=None, target=None, error=None),
+        before=(previous.total, previous.mass),
+        after=after,
+        report=updated.report,
+        radius=getattr(rule, "radius", np.nan),
+        held_out=updated.held_out,
+        moved=moved,
+        normaliser_kl=updated.normaliser_kl,
+        smallest_std=updated.smallest_std,
+    )
+
+
+def _learned(learner: Learner, estimates: Estimates, updated: Updated, critic: CriticState, key: Any) -> Learner:
+    """The learner after its update, which the next iteration judges; nothing where nothing moved."""
+    sums = jax.tree.map(lambda x: jnp.where(updated.report.accepted, x, 0), estimates.sums)
+    return Learner(
+        policy=updated.policy,
+        memory=updated.memory,
+        critic=critic,
+        returns=estimates.episode_return[-1],
+        previous=Previous(learner.policy, learner.memory, learner.critic.critic, *sums),
+        share=learner.share,
         key=key,
     )
-    return learner, state, Iteration(row, returns, judgement)
 
 
 _NO_STEP = "no step was taken"
 _CHECKS = ("reward_mean", "reward_std", "reward_largest", "first_ratio_error", "action_saturation")
+_TIMES = ("collect_seconds", "critic_seconds", "update_seconds", "certify_seconds")
 
 
-def _to_be_judged(learner: Learner, estimates: Estimates, report: UpdateReport) -> Previous:
-    """What the next iteration judges this one's update by; nothing where nothing moved."""
-    sums = estimates.sums if report.accepted else jax.tree.map(jnp.zeros_like, estimates.sums)
-    return Previous(learner.policy, learner.memory, learner.critic.critic, *sums)
-
-
-def judge(previous: Previous, trajectory: Trajectory, batch: Batch, run: config.Run) -> tuple[dict[str, Any], bool]:
+def judge(before: tuple[Any, Any], after: tuple[Any, Any], run: config.Run) -> tuple[dict[str, Any], bool]:
     """What a batch says of the update before it: metrics of that update, and whether the guard takes it back."""
     settings = run.certification
-    before = _sums(previous.total, previous.mass)
-    if not before.mass.any():
+    promised, found = _sums(*before), _sums(*after)
+    if not promised.mass.any():
         return unjudged(_NO_STEP), False
-    after = _sums(*frozen_error(previous.critic, trajectory, batch.weight, run.estimator.discount))
-    undone = settings.guard and did_harm(before, after, settings.guard_confidence)
-    estimate = realised_gain(before, after, settings.confidence)
+    undone = settings.guard and did_harm(promised, found, settings.guard_confidence)
+    estimate = realised_gain(promised, found, settings.confidence)
     return _estimate_metrics("realised_gain", estimate) | {"undone": undone}, undone
 
 
-def _sums(total: Array, mass: Array) -> Sums:
+def _sums(total: Any, mass: Any) -> Sums:
     return Sums(np.asarray(total, np.float64), np.asarray(mass, np.float64))
 
 
@@ -222,23 +315,50 @@ def _estimate_metrics(name: str, estimate: Estimate) -> dict[str, Any]:
 
 
 def certify_stage(
-    report: UpdateReport, updated: Updated, trajectory: Trajectory, batch: Batch, estimates: Estimates, run: config.Run
+    told: Told, coverage: tuple[float, str | None], run: config.Run, *, undone: bool = False
 ) -> dict[str, Any]:
-    """The update's certificate from its own batch, as metrics."""
+    """The update's certificate from its own batch, as metrics; of an update that the guard left out, nothing."""
     discount = run.estimator.discount
-    horizon = effective_horizon(discount, float(estimates.terminating))
-    time, reset, terminated = jax.device_get((trajectory.time, trajectory.reset, trajectory.terminated))
-    rows, reason = discounted_rows(time, ~reset, terminated, discount)
+    horizon = effective_horizon(discount, float(told.estimates.terminating))
+    rows, reason = coverage
+    report = _taken(told.report, undone=undone)
     if not report.accepted:
         reason = _NO_STEP
-    moved = None
-    if reason is None:
-        moved = jax.device_get(movement_stage(updated.policy, trajectory, batch, estimates, discount))
-    held = Estimate(reason="no environment was held out" if updated.held_out is None else _NO_STEP)
-    if updated.held_out is not None and report.accepted:
-        held = held_out_gain(_sums(*updated.held_out), run.certification.confidence)
+    held = Estimate(reason="no environment was held out" if told.held_out is None else _NO_STEP)
+    if told.held_out is not None and report.accepted:
+        held = held_out_gain(_sums(*told.held_out), run.certification.confidence)
+    moved = told.moved if reason is None else None
     certificate = sampled_certificate(report, horizon, rows, reason, moved, discount)
     return certificate._asdict() | _estimate_metrics("held_out_gain", held)
+
+
+def _taken(report: UpdateReport, *, undone: bool) -> UpdateReport:
+    """The report; where the guard left the update out, also of a rule that moves on advantages of 0, as refused."""
+    return report._replace(accepted=np.bool_(False)) if undone else report
+
+
+def account(
+    told: Told, certificate: dict[str, Any], critic_report: CriticReport, *, undone: bool = False
+) -> tuple[dict[str, Any], np.ndarray]:
+    """The iteration's metrics but for its times, and the returns of the episodes that ended in it."""
+    reset, terminated, truncated, age = told.flags
+    ended = (terminated | truncated) & ~reset
+    returns = told.estimates.episode_return[ended]
+    row = {
+        "experience": int(np.sum(~reset)),
+        **_episode_metrics(returns, age[ended] + 1),
+        "terminations": int(np.sum(terminated & ~reset)),
+        "truncations": int(np.sum(truncated & ~terminated & ~reset)),
+        "radius": float(told.radius),
+        **_plain(_taken(told.report, undone=undone)),
+        **certificate,
+        **critic_report._asdict(),
+        **{name: float(getattr(told.estimates, name)) for name in _CHECKS},
+        "normaliser_kl": float(told.normaliser_kl),
+        "smallest_std": None if told.smallest_std is None else float(told.smallest_std),
+        "discarded": undone,
+    }
+    return row, returns
 
 
 def settled(row: dict[str, Any]) -> dict[str, Any]:

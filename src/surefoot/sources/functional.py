@@ -131,9 +131,7 @@ class FunctionalSource(Source):
         def fresh_where_ended(fresh: Array, old: Array) -> Array:
             return jax.vmap(jnp.where)(state.ended, fresh, old)
 
-        inner, observation = jax.tree.map(
-            fresh_where_ended, (begun, first), (stepped.state, stepped.observation)
-        )
+        inner, observation = jax.tree.map(fresh_where_ended, (begun, first), (stepped.state, stepped.observation))
         going = ~state.ended
         terminated = stepped.terminated & going
         truncated = stepped.truncated & going & ~terminated
@@ -182,9 +180,7 @@ class FunctionalSource(Source):
             found = arrays.get(index)
             if found is None or found.shape != expected.shape or found.dtype != expected.dtype:
                 raise RunError(f"{self.name}: the saved state does not fit: its part {index} is not that of the source")
-        return jax.tree.unflatten(
-            structure, [from_bits(arrays[str(index)], leaf) for index, leaf in enumerate(leaves)]
-        )
+        return jax.tree.unflatten(structure, [from_bits(arrays[str(index)], leaf) for index, leaf in enumerate(leaves)])
 
     def close(self) -> None:
         """Nothing is held."""
