@@ -55,8 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     except SystemExit as done:
         return int(done.code or 0)
     signal.signal(signal.SIGTERM, _terminate)
-    _silence_dependencies()
     try:
+        _silence_dependencies()
         result = arguments.command(arguments)
     except SurefootError as error:
         print(f"surefoot: {' '.join(str(error).split())}", file=sys.stderr)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from surefoot.errors import Stopped
 
 
-@contextmanager
+@contextlib.contextmanager
 def asked_to_stop() -> Iterator[Callable[[], bool]]:
     """Within it, the yielded function says whether a signal has asked to stop. A second signal ends the process: with
     KeyboardInterrupt for Ctrl-C, with exit code 143 for SIGTERM; what was written until then is whole."""
@@ -21,7 +21,9 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(143)
         asked.append(number)
-        print("surefoot: stopping after this update; once more to end at once", file=sys.stderr, flush=True)
+        # Not print: the signal may have come in the middle of one, which cannot be entered twice.
+        with contextlib.suppress(OSError):
+            os.write(2, b"surefoot: stopping after the update or evaluation under way; once more to end at once\n")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from typing import Any
 
 from surefoot import config
@@ -60,9 +61,20 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     rule = RULES[arguments.rule](**dataclasses.asdict(plain_rule))
     with asked_to_stop() as stop:
         done = train(
-            arguments.environment, rule, out=arguments.out, tensorboard=arguments.tensorboard, stop=stop, **settings
+            arguments.environment,
+            rule,
+            out=arguments.out,
+            tensorboard=arguments.tensorboard,
+            stop=stop,
+            told=note,
+            **settings,
         )
     return tell(done, quiet=arguments.json)
+
+
+def note(line: str) -> None:
+    """Say on standard error what a run has to tell beside its result."""
+    print(f"surefoot: {line}", file=sys.stderr, flush=True)
 
 
 def tell(done: Any, *, quiet: bool) -> dict[str, Any]:
