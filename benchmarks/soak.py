@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import os
 import sys
 import tempfile
@@ -44,10 +45,8 @@ def measure(environment: str, updates: int, since: int, settings: dict) -> dict:
 
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             train(environment, out=f"{folder}/run", progress=False, stop=stop, **settings | {"steps": 10**12})
-        except KeyboardInterrupt:
-            pass
         written = (Path(folder) / "run" / "metrics.jsonl").stat().st_size
 
     def around(values: list, update: int) -> float:

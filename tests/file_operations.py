@@ -36,7 +36,7 @@ def part_of(run: Path, path: str) -> str | None:
     path = os.path.abspath(path)
     if not path.startswith(f"{run}{os.sep}"):
         return None
-    inside = re.sub(r"(^|/)\.(.*)\.\d+\.partial$", r"\1\2", path[len(str(run)) + 1 :])
+    inside = re.sub(r"(^|/)\.(.*)\.\d+\.surefoot-partial$", r"\1\2", path[len(str(run)) + 1 :])
     return next((part for part, pattern in PARTS if re.fullmatch(pattern, inside)), None)
 
 

@@ -2,39 +2,18 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 
 import surefoot as sf
+from runs import TINY, after, policy, rows
 from surefoot import checkpoint, cli, config, history
 from surefoot.errors import RunError, Stopped
 from surefoot.iteration import begin
 from surefoot.sources import make_source
 from surefoot.standing import Standing, load, save
 from surefoot.training import make_rule, resume, train
-
-TIMES = {"seconds", "collect_seconds", "update_seconds", "certify_seconds", "critic_seconds"}
-TINY = {"envs": 8, "horizon": 16, "hidden": (8,), "critic_hidden": (8,), "critic_epochs": 1, "evaluation_episodes": 2}
-
-
-def rows(run):
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in history.read(run).rows]
-
-
-def policy(run):
-    return (run / "policy" / "policy.safetensors").read_bytes()
-
-
-def after(updates):
-    """A `stop` that says so after this many updates."""
-    asked = iter(range(1, 10_000))
-    return lambda: next(asked) >= updates
-
 
 CASES = {  # environment, rule, settings
     "envpool": ("CartPole-v1", sf.TRPO(), {}),
@@ -168,25 +147,3 @@ def test_a_strange_module_is_not_imported_unasked(tmp_path, capsys):
         train("probes:Noise", out=tmp_path / "run", steps=5000, stop=after(1), progress=False, **TINY)
     assert cli.main(["resume", str(tmp_path / "run")]) == 2
     assert "allow" in capsys.readouterr().err
-
-
-def test_a_run_killed_at_any_moment_ends_with_the_same_bits(tmp_path, seed):
-    settings = ["--envs", "8", "--horizon", "16", "--hidden", "8", "--critic-hidden", "8", "--critic-epochs", "1"]
-    settings += ["--steps", "20000", "--evaluation-episodes", "1", "--checkpoint-seconds", "0", "--json"]
-    command = [sys.executable, "-m", "surefoot.cli"]
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.run([*command, "train", "CartPole-v1", *settings, "--out", str(whole)], check=True, **quiet)
-    rng = np.random.default_rng(seed)
-    process = subprocess.Popen([*command, "train", "CartPole-v1", *settings, "--out", str(parts)], **quiet)
-    for _ in range(2):
-        deadline = time.monotonic() + 100
-        while time.monotonic() < deadline and not any((parts / "checkpoints").glob("*.json")):
-            time.sleep(0.05)
-        time.sleep(rng.uniform(0, 1.5))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process = subprocess.Popen([*command, "resume", str(parts), "--json"], **quiet)
-    assert process.wait(timeout=120) == 0
-    assert rows(parts) == rows(whole)
-    assert policy(parts) == policy(whole)

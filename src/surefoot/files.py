@@ -15,7 +15,7 @@ try:
 except ImportError:  # not on Windows, where nothing is locked
     fcntl = None  # type: ignore[assignment]
 
-_UNFINISHED = "partial"
+_UNFINISHED = "surefoot-partial"
 _REMEDIES = {
     errno.ENOSPC: "free space there",
     errno.EDQUOT: "free space there or ask for a larger quota",
@@ -80,6 +80,11 @@ def sweep(*folders: Path) -> None:
         for file in folder.glob(f".*.{_UNFINISHED}"):
             with contextlib.suppress(OSError):  # what cannot be removed does no harm either
                 file.unlink()
+
+
+def holds_anything(folder: Path) -> bool:
+    """Whether there is anything in a folder beside unfinished files. Raises OSError."""
+    return any(file.suffix != f".{_UNFINISHED}" for file in folder.iterdir())
 
 
 @contextlib.contextmanager

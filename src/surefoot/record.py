@@ -13,7 +13,7 @@ from typing import Any
 
 from surefoot._version import __version__
 from surefoot.errors import RunError
-from surefoot.files import cannot_write, sweep, write_atomically, write_whole
+from surefoot.files import cannot_write, holds_anything, sweep, write_atomically, write_whole
 from surefoot.settings import dumps
 
 
@@ -25,7 +25,7 @@ def new_run_folder(out: str | os.PathLike | None, name: str) -> Path:
     try:
         if out is not None:
             folder = Path(out)
-            if folder.is_dir() and any(folder.iterdir()):
+            if folder.is_dir() and holds_anything(folder):
                 raise RunError(f"out: {folder} already holds a run or other files; name a new folder")
             folder.mkdir(parents=True, exist_ok=True)
             return folder
