@@ -298,7 +298,7 @@ def _learn(
         if folder.is_dir():  # not made anew where somebody removed it
             with contextlib.suppress(RunError):
                 _save_policy(standing.learner, source, name, run, folder)
-            if isinstance(error, SurefootError):
+            if isinstance(error, SurefootError) and not isinstance(error, RunError):
                 _draw(learning_curve, folder, _quiet)
                 _draw(lambda run: write_report([run]), folder, _quiet)
         raise
