@@ -137,7 +137,7 @@ def _updates(run: Path, kind: str) -> set[int]:
 
 def _content(file: Path) -> bytes:
     if not file.is_file():  # a pipe, for one, would be waited for without end
-        raise FileNotFoundError(f"{file} is missing or no plain file")
+        raise RunError(f"{file} is missing or no plain file")
     return file.read_bytes()
 
 
