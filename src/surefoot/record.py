@@ -13,7 +13,7 @@ from typing import Any
 
 from surefoot._version import __version__
 from surefoot.errors import RunError
-from surefoot.files import cannot_write, holds_anything, sweep, write_atomically, write_whole
+from surefoot.files import WRITING, cannot_write, holds_anything, sweep, write_atomically, write_whole
 from surefoot.settings import dumps
 
 
@@ -82,7 +82,7 @@ class Recorder:
         write_atomically(folder / "config.json", content.encode())
         write_atomically(self._file, b"".join(lines))
         try:
-            self._metrics = os.open(self._file, os.O_WRONLY | os.O_APPEND)
+            self._metrics = os.open(self._file, WRITING | os.O_APPEND)
         except OSError as error:
             raise cannot_write(self._file, error) from error
 
