@@ -178,7 +178,7 @@ def test_signals_at_random_moments_show_no_traceback(workers, tmp_path, seed):
     start("train", *options, "--out", str(whole), environment=environment).communicate()
     life = time.monotonic() - begun
     codes = []
-    while len(codes) < 20:
+    while len(codes) < 12:
         again = (run / "config.json").exists()
         line = ["resume", str(run), "--json"] if again else ["train", *options, "--out", str(run)]
         process = start(*line, environment=environment)
