@@ -119,8 +119,13 @@ def test_a_picture_that_cannot_be_written_costs_a_line_and_no_result(part, run, 
 def test_tensorboard_on_a_full_disk_costs_a_line_and_no_result(run, whole, monkeypatch, capsys):
     from tensorboardX.event_file_writer import EventsWriter
 
-    def full(*_):
-        raise OSError(FULL, os.strerror(FULL))
+    events, write_event = [], EventsWriter.write_event
+
+    def full(writer, event):
+        events.append(event)
+        if len(events) > 2:
+            raise OSError(FULL, os.strerror(FULL))
+        write_event(writer, event)
 
     monkeypatch.setattr(EventsWriter, "write_event", full)
     assert cli.main(["resume", str(run), "--json", "--tensorboard"]) == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,10 @@ class Scalars:
         try:
             yield
         except OSError as error:
-            self._writer = None
+            writer, self._writer = self._writer, None
+            if writer:
+                with suppress(OSError):
+                    writer.close()
             self._told(f"{self._folder} cannot be written: {error.strerror or error}; the run goes on without it")
 
 
