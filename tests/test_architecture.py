@@ -17,7 +17,7 @@ ROOT = Path(surefoot.__file__).parent
 DOCS = ROOT.parents[1] / "docs"
 ORDER = [
     ["_version", "errors", "compilation", "arrays", "divergences"],
-    ["settings"],
+    ["settings", "files"],
     ["config"],
     ["recipe"],
     ["distributions", "steps"],
@@ -55,7 +55,7 @@ INDEPENDENT = {
     "history": {"errors"},
     "calibration": {"history"},
     "doctor": {"errors", "history", "calibration"},
-    "report": {"errors", "history", "calibration", "doctor"},
+    "report": {"errors", "files", "history", "calibration", "doctor"},
     "progress": set(),
     "tensorboard": {"errors"},
 }

@@ -12,7 +12,7 @@ from typing import Any
 from surefoot import config
 from surefoot.errors import SettingError, did_you_mean
 
-_OTHERS = ("environment", "rule", "rule_settings", "trust_region", "versions")
+_OTHERS = ("id", "environment", "rule", "rule_settings", "trust_region", "versions")
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import warnings
-from typing import Any, NoReturn
 
 from surefoot._version import __version__
 from surefoot.cli import certify, doctor, evaluate, exact, export, lecture, report, resume, train
+from surefoot.cli.interruption import ended_by_signals
 from surefoot.cli.options import EXAMPLE, Parser
 from surefoot.errors import Stopped, SurefootError
 from surefoot.settings import dumps
@@ -44,19 +43,21 @@ def _silence_dependencies() -> None:
     warnings.filterwarnings("ignore", module="gymnasium")
 
 
-def _terminate(*_: Any) -> NoReturn:
-    raise SystemExit(143)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     try:
         arguments = build_parser().parse_args(argv)
     except SystemExit as done:
         return int(done.code or 0)
-    signal.signal(signal.SIGTERM, _terminate)
-    _silence_dependencies()
+    # As a command it has nothing left to do after this but to end; called from Python, the handlers are the caller's.
+    with ended_by_signals(for_good=argv is None):
+        return _told(arguments)
+
+
+def _told(arguments: argparse.Namespace) -> int:
+    """Run a command, tell its result or what went wrong; returns the exit code."""
     try:
+        _silence_dependencies()
         result = arguments.command(arguments)
     except SurefootError as error:
         print(f"surefoot: {' '.join(str(error).split())}", file=sys.stderr)

@@ -82,11 +82,24 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     if recipe.versions and (differing := differing_versions(recipe.versions)):
         told = f"the same bits are not to be expected, versions differ from those of {arguments.config}"
-        print(f"surefoot: {told}: {', '.join(differing)}", file=sys.stderr)
+        note(f"{told}: {', '.join(differing)}")
     rule = RULES[arguments.rule](**dataclasses.asdict(plain_rule))
     with asked_to_stop() as stop:
-        done = train(environment, rule, out=arguments.out, tensorboard=arguments.tensorboard, stop=stop, **settings)
+        done = train(
+            environment,
+            rule,
+            out=arguments.out,
+            tensorboard=arguments.tensorboard,
+            stop=stop,
+            told=note,
+            **settings,
+        )
     return tell(done, quiet=arguments.json)
+
+
+def note(line: str) -> None:
+    """Say on standard error what a run has to tell beside its result."""
+    print(f"surefoot: {line}", file=sys.stderr, flush=True)
 
 
 def tell(done: Any, *, quiet: bool) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
 import numpy as np
 
+from surefoot.files import write_atomically
 from surefoot.history import History, read
 
 
@@ -32,7 +34,9 @@ def learning_curve(run: str | os.PathLike, file: str | os.PathLike | None = None
         axes.grid(alpha=0.25)
     settings = history.config
     returns.set_title(f"{settings.get('environment')}  ·  {settings.get('rule')}  ·  seed {settings.get('seed')}")
-    figure.savefig(target, dpi=120, format="png")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=120, format="png")
+    write_atomically(target, drawn.getvalue())
     return target
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import html
 import importlib.resources
 import os
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from surefoot.errors import RunError
+from surefoot.files import cannot_write, write_atomically
 from surefoot.history import read
 from surefoot.report import summary
 from surefoot.report.drawing import draw
@@ -47,7 +47,11 @@ def write_report(runs: Sequence[str | os.PathLike], file: str | os.PathLike | No
         for place, (history, mark, name) in enumerate(zip(histories, letters(len(histories)), names, strict=True))
     ]
     target = Path(file) if file is not None else (histories[0].path if len(shown) == 1 else Path()) / "report.html"
-    _replace(target, render(shown))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(target, error) from error
+    write_atomically(target, render(shown).encode())
     return target
 
 
@@ -55,19 +59,6 @@ def _names(folders: Sequence[Path]) -> list[str]:
     """The folders' names; whole paths where two would be the same."""
     names = [folder.resolve().name for folder in folders]
     return [str(folder) if names.count(name) > 1 else name for folder, name in zip(folders, names, strict=True)]
-
-
-def _replace(target: Path, text: str) -> None:
-    """Write a file so that whoever has it open sees the old one or the new one, never a part."""
-    draft = target.parent / f".{target.name}.{os.getpid()}"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, target)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            draft.unlink()
-        raise RunError(f"the report cannot be written to {target}: {error.strerror or error}") from None
 
 
 def render(runs: Sequence[Run]) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -52,8 +54,11 @@ def maker(environment: str | Callable[[], Any], **options: Any) -> Callable[[], 
     return functools.partial(_make, make, environment)
 
 
-def guarded(make: Callable[[], gymnasium.Env], index: int) -> gymnasium.Env:
-    """One environment that names itself when it fails."""
+def guarded(make: Callable[[], gymnasium.Env], index: int, trainer: int) -> gymnasium.Env:
+    """One environment that names itself when it fails. `trainer` is the id of the process that trains."""
+    if os.getpid() != trainer:
+        # A terminal's Ctrl-C reaches every process; what is done about it is up to the one that trains.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     return Guarded(make(), index)
 
 

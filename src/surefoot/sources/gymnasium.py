@@ -77,7 +77,7 @@ class GymnasiumSimulator:
     """A Gymnasium vector environment under next-step autoreset, with action masks from `info`."""
 
     def __init__(self, make: Callable[[], gymnasium.Env], count: int, *, asynchronous: bool):
-        makers = [functools.partial(guarded, make, index) for index in range(count)]
+        makers = [functools.partial(guarded, make, index, os.getpid()) for index in range(count)]
         if asynchronous:
             # A fork of this process would copy JAX's threads in the middle of whatever they do. What every
             # worker imports is imported once, by the server that they are forked from.
