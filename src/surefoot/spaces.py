@@ -34,6 +34,9 @@ from surefoot.distributions import (
 )
 from surefoot.errors import SettingError, UnsupportedSpace
 
+WIDEST = 65_536
+"""The most numbers that an observation may be encoded as: a batch of more would not fit into memory."""
+
 SUPPORTED_OBSERVATIONS = "Box vectors, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
 SUPPORTED_ACTIONS = "Discrete, MultiDiscrete, MultiBinary and Box"
 
@@ -104,10 +107,17 @@ def make_encoder(space: gymnasium.Space) -> Encoder:
     leaves = jax.tree.leaves(space_tree(space), is_leaf=lambda node: isinstance(node, gymnasium.Space))
     if not leaves:
         raise UnsupportedSpace(f"observation space {one_line(space)} is empty; supported are {SUPPORTED_OBSERVATIONS}")
-    return Encoder(tuple(_leaf(leaf) for leaf in leaves))
+    encoder = Encoder(tuple(_leaf(leaf) for leaf in leaves))
+    if encoder.width > WIDEST:
+        raise UnsupportedSpace(
+            f"observation space {one_line(space)} would be {encoder.width:,} numbers (whole numbers become one for "
+            f"each of their values), but at most {WIDEST:,} are supported; describe the state in a Box of fewer"
+        )
+    return encoder
 
 
 def _leaf(space: Any) -> _Leaf:
+    _refuse_nan_bounds(space, "observation")
     if isinstance(space, gym_spaces.Discrete):
         return _Leaf((), (int(space.n),), (int(space.start),))
     if isinstance(space, gym_spaces.MultiDiscrete):
@@ -229,8 +239,16 @@ def _affine(low: tuple[float, ...], high: tuple[float, ...], dtype: np.dtype) ->
     return tuple(part.astype(dtype) for part in parts)
 
 
+def _refuse_nan_bounds(space: Any, what: str) -> None:
+    if isinstance(space, gym_spaces.Box) and (np.isnan(space.low).any() or np.isnan(space.high).any()):
+        raise UnsupportedSpace(
+            f"{what} space {one_line(space)} has a bound of NaN; write -inf and inf where there is no bound"
+        )
+
+
 def make_head(space: gymnasium.Space) -> tuple[Head, ActionMap]:
     """The head and action map for an action space. Raises UnsupportedSpace, saying what is supported."""
+    _refuse_nan_bounds(space, "action")
     if isinstance(space, gym_spaces.Discrete):
         return Head("Categorical", (int(space.n),)), ActionMap((), (int(space.start),))
     if isinstance(space, gym_spaces.MultiDiscrete):

@@ -11,6 +11,8 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any, NoReturn
 
 from surefoot._version import __version__
@@ -48,6 +50,20 @@ def _terminate(*_: Any) -> NoReturn:
     raise SystemExit(143)
 
 
+@contextmanager
+def _only_json() -> Iterator[None]:
+    """Within it, what anybody prints, an environment's C code and its worker processes too, goes to standard error."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     try:
@@ -57,7 +73,8 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     _silence_dependencies()
     try:
-        result = arguments.command(arguments)
+        with _only_json() if arguments.json else nullcontext():
+            result = arguments.command(arguments)
     except SurefootError as error:
         print(f"surefoot: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
