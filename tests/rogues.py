@@ -161,7 +161,7 @@ def fail() -> NoReturn:
 
 
 class Doing(Polite):
-    """Does `deed` at its step number `at` (the first is 0; -1 is the first reset), where it was seeded with `chosen`."""
+    """Does `deed` at its step number `at` (the first is 0, the first reset -1), if seeded with `chosen`."""
 
     def __init__(self, deed: Callable[[], Any], at: int, chosen: int | None = None):
         super().__init__()

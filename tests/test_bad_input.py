@@ -6,7 +6,6 @@ import dataclasses
 import json
 import re
 import sys
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any

@@ -19,7 +19,7 @@ from surefoot.policy import make_policy
 from surefoot.rules import RULES
 from surefoot.sources import make_source
 from surefoot.training import resume
-from tiny import TINY, assert_complete, refusal, train
+from tiny import assert_complete, assert_loads, refusal, train
 
 # Environments that go wrong.
 
@@ -118,9 +118,10 @@ def test_a_worker_that_is_killed_or_hangs_leaves_a_complete_run(deed, tmp_path):
     }
     environment = partial(rogues.Doing, deed, AT)
     line = refusal(sf.EnvironmentFault, environment, tmp_path / "run", steps=100, vectorisation="async", step_seconds=1)
-    assert re.search(rf"^rogues:Doing: step {AT}: environment [01] ", line)
+    # Two resets come before its step.
+    assert re.search(rf"^rogues:Doing: step {AT + 2}: environment [01] ", line)
     assert said[deed] in line
-    assert_complete(tmp_path / "run", updates=2)
+    assert_loads(tmp_path / "run", updates=2)
 
 
 def test_a_run_goes_on_once_its_environment_is_mended(tmp_path):
@@ -128,7 +129,7 @@ def test_a_run_goes_on_once_its_environment_is_mended(tmp_path):
     whole = train(partial(probes.Faulty, "raises", never), tmp_path / "whole", steps=100)
     refusal(sf.EnvironmentFault, probes.NewestIsFaulty("raises", AT), tmp_path / "run", steps=100, checkpoint_seconds=0)
     done = resume(tmp_path / "run", environment=partial(probes.Faulty, "raises", never), progress=False)
-    assert_complete(tmp_path / "run", updates=len(history.read(whole.path).rows))
+    assert_loads(tmp_path / "run", updates=len(history.read(whole.path).rows))
     assert done.evaluation == whole.evaluation
     tensors = [(run / "policy" / "policy.safetensors").read_bytes() for run in (whole.path, tmp_path / "run")]
     assert tensors[0] == tensors[1]
@@ -143,11 +144,16 @@ def numbers_of(row):
     )
 
 
+def strange(row):
+    """The metrics of a row that are written as words."""
+    words = ("nan", "inf", "-inf")
+    return {key for key, value in row.items() if value in words or (isinstance(value, list) and {*value} & {*words})}
+
+
 def assert_finite(folder, rule="trpo"):
     for row in history.read(folder).rows:
         assert np.isfinite(numbers_of(row)).all()
-        undefined = {key for key, value in row.items() if value in ("nan", "inf", "-inf")}
-        assert undefined <= ({"radius"} if rule == "ppo" else set())
+        assert strange(row) <= ({"radius"} if rule == "ppo" else set())
     for leaf in jax.tree.leaves(sf.load(folder).policy):
         assert np.isfinite(np.asarray(leaf, float)).all()
 
@@ -308,10 +314,6 @@ def test_an_environment_that_cannot_be_closed_costs_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("observation_space", "said"),
     [
-        (
-            spaces.Box(np.array([np.nan, 0], np.float32), np.ones(2, np.float32)),
-            "has a bound of NaN; write -inf and inf",
-        ),
         (spaces.Box(-1, 1, (0,), np.float32), "is not supported"),
         (spaces.Discrete(1_000_000), "would be 1,000,000 numbers"),
         (spaces.MultiDiscrete([40_000, 40_000]), "would be 80,000 numbers"),
@@ -335,7 +337,6 @@ def test_a_strange_observation_space_is_refused(observation_space, said, tmp_pat
 @pytest.mark.parametrize(
     ("action_space", "said"),
     [
-        (spaces.Box(np.zeros(2, np.float32), np.full(2, np.nan, np.float32)), "has a bound of NaN"),
         (spaces.Box(-1, 1, (0,), np.float32), "is not supported"),
         (spaces.Box(0, 9, (2,), np.int32), "is not supported"),
         (spaces.Dict({"a": spaces.Discrete(2)}), "is not supported"),
@@ -347,6 +348,13 @@ def test_a_strange_action_space_is_refused(action_space, said, tmp_path):
     assert line.startswith("action space ")
     assert said in line
     assert not (tmp_path / "run").exists()
+
+
+def test_bounds_of_nan_are_told_as_gymnasium_refuses_them(tmp_path):
+    def environment():
+        return rogues.Polite(spaces.Box(np.full(2, np.nan, np.float32), np.ones(2, np.float32)))
+
+    assert "cannot be made: ValueError: No low value" in refusal(sf.EnvironmentFault, environment, tmp_path / "run")
 
 
 def test_an_environment_without_a_space_is_refused(tmp_path):
@@ -365,6 +373,10 @@ def test_an_environment_without_a_space_is_refused(tmp_path):
     ids=str,
 )
 def test_a_space_that_leaves_little_to_choose_is_lawful(action_space, tmp_path):
-    run = train(partial(probes.Strict, action_space), tmp_path / "run", steps=16, evaluation_episodes=1)
-    assert np.isfinite(numbers_of(history.read(run.path).rows[0])).all()
-    assert action_space.contains(sf.load(run.path).act(np.zeros(1, np.float32))[()])
+    run = train(partial(rogues.Polite, action_space), tmp_path / "run", steps=16)
+    assert strange(history.read(run.path).rows[0]) <= {
+        "multiplier",
+        "multiplier_path",
+    }  # inf where no step could be proposed
+    assert np.isfinite(run.evaluation["return"]["mean"])
+    assert action_space.contains(sf.load(run.path).act(np.zeros(2, np.float32))[()])

@@ -47,19 +47,24 @@ def refusal(kind: type[Exception], environment: Any, out: Path, rule: Any = "pg"
     return message
 
 
-def assert_complete(folder: Path, updates: int) -> None:
+def assert_loads(folder: Path, updates: int) -> history.History:
     """The run folder tells of so many updates, can be reported and examined, and its policy acts."""
     told = history.read(folder)
-    assert len(told.rows) == updates
     assert [row["update"] for row in told.rows] == list(range(1, updates + 1))
-    assert [row["steps"] for row in told.rows] == [16 * (number + 1) for number in range(updates)]
-    assert told.config["envs"] == 2
-    assert told.config["versions"]["surefoot"] == sf.__version__
+    write_report([folder])
+    diagnose(told)
     agent = sf.load(folder)
     agent.observation_space.seed(0)
     assert agent.action_space.contains(agent.act(agent.observation_space.sample())[()])
-    write_report([folder])
-    diagnose(told)
     if updates:
         # The policy of the last update, not of the first.
         assert agent.policy.normaliser.count == told.rows[-1]["steps"]
+    return told
+
+
+def assert_complete(folder: Path, updates: int) -> None:
+    """It loads, and records every step of two environments in blocks of eight."""
+    told = assert_loads(folder, updates)
+    assert [row["steps"] for row in told.rows] == [16 * (number + 1) for number in range(updates)]
+    assert told.config["envs"] == 2
+    assert told.config["versions"]["surefoot"] == sf.__version__

@@ -117,7 +117,6 @@ def make_encoder(space: gymnasium.Space) -> Encoder:
 
 
 def _leaf(space: Any) -> _Leaf:
-    _refuse_nan_bounds(space, "observation")
     if isinstance(space, gym_spaces.Discrete):
         return _Leaf((), (int(space.n),), (int(space.start),))
     if isinstance(space, gym_spaces.MultiDiscrete):
@@ -239,16 +238,8 @@ def _affine(low: tuple[float, ...], high: tuple[float, ...], dtype: np.dtype) ->
     return tuple(part.astype(dtype) for part in parts)
 
 
-def _refuse_nan_bounds(space: Any, what: str) -> None:
-    if isinstance(space, gym_spaces.Box) and (np.isnan(space.low).any() or np.isnan(space.high).any()):
-        raise UnsupportedSpace(
-            f"{what} space {one_line(space)} has a bound of NaN; write -inf and inf where there is no bound"
-        )
-
-
 def make_head(space: gymnasium.Space) -> tuple[Head, ActionMap]:
     """The head and action map for an action space. Raises UnsupportedSpace, saying what is supported."""
-    _refuse_nan_bounds(space, "action")
     if isinstance(space, gym_spaces.Discrete):
         return Head("Categorical", (int(space.n),)), ActionMap((), (int(space.start),))
     if isinstance(space, gym_spaces.MultiDiscrete):

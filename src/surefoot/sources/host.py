@@ -307,7 +307,9 @@ def unlawful_observations(observations: Any, layout: Any, rows: int) -> list[tup
 
 def returned(what: str, value: Any) -> str:
     """What a fault says of a value that an environment should not have returned."""
-    shown = np.array2string(np.asarray(value), threshold=8, edgeitems=3).replace("\n", " ")
+    array = np.asarray(value)
+    scalar = array.ndim == 0 and array.dtype.kind == "f"
+    shown = f"{value:g}" if scalar else np.array2string(array, threshold=8, edgeitems=3).replace("\n", " ")
     too_large = what == "reward" and np.isfinite(value)
     remedy = f", but at most {LARGEST_REWARD:g} can be learned from; scale the rewards down" if too_large else ""
     return f"returned {what} {shown}{remedy}"

@@ -33,6 +33,10 @@ class Watch:
         self._before: Any = None
         self._depth = 0
 
+    def __reduce__(self) -> tuple:
+        # In another process it watches nothing yet.
+        return Watch, (self.seconds,)
+
     def begin(self) -> None:
         """A call into an environment begins."""
         self._calls += 1
