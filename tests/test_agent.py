@@ -451,7 +451,8 @@ def test_evaluation_counts_whole_episodes_exactly(episodes):
     result = sf.evaluate(
         agent_of(numbers(1), spaces.Discrete(2)), partial(probes.Lengths, (2, 5, 9)), episodes=episodes
     )
-    assert result.keys() == {"return", "length"}
+    assert result.keys() == {"return", "length", "cut"}
+    assert result["cut"] == 0
     assert result["return"].keys() == {"mean", "std", "episodes"}
     assert result["length"].keys() == {"mean"}
     assert result["return"]["episodes"] == episodes

@@ -259,6 +259,13 @@ class Collection(Settings):
         "By default ten episode limits.",
         at_least=1,
     )
+    step_seconds: float | None = setting(
+        300.0,
+        "Seconds that one step or reset of an environment may take before the run is given up; none: any time. "
+        "EnvPool's steps are not watched.",
+        above=0,
+        at_most=1_000_000,
+    )
 
 
 FEWEST_ENVIRONMENTS = 8

@@ -34,6 +34,9 @@ from surefoot.distributions import (
 )
 from surefoot.errors import SettingError, UnsupportedSpace
 
+WIDEST = 65_536
+"""The most numbers that an observation may be encoded as: a batch of more would not fit into memory."""
+
 SUPPORTED_OBSERVATIONS = "Box vectors, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
 SUPPORTED_ACTIONS = "Discrete, MultiDiscrete, MultiBinary and Box"
 
@@ -109,7 +112,13 @@ def make_encoder(space: gymnasium.Space) -> Encoder:
     leaves = jax.tree.leaves(space_tree(space), is_leaf=lambda node: isinstance(node, gymnasium.Space))
     if not leaves:
         raise UnsupportedSpace(f"observation space {one_line(space)} is empty; supported are {SUPPORTED_OBSERVATIONS}")
-    return Encoder(tuple(_leaf(leaf) for leaf in leaves))
+    encoder = Encoder(tuple(_leaf(leaf) for leaf in leaves))
+    if encoder.width > WIDEST:
+        raise UnsupportedSpace(
+            f"observation space {one_line(space)} would be {encoder.width:,} numbers (whole numbers become one for "
+            f"each of their values), but at most {WIDEST:,} are supported; describe the state in a Box of fewer"
+        )
+    return encoder
 
 
 def _leaf(space: Any) -> _Leaf:

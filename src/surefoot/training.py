@@ -47,7 +47,7 @@ class Run:
         steps: environment steps taken (real transitions).
         updates: how many updates there were, refused ones included.
         seconds: wall time from the first collection to the last record.
-        evaluation: {"return": {"mean", "std", "episodes"}, "length": {"mean"}}, deterministic.
+        evaluation: {"return": {"mean", "std", "episodes"}, "length": {"mean"}, "cut"}, deterministic.
         agent: the trained agent.
         findings: what the doctor finds wrong with the run, worst first.
         calibration: promised against realised over the run.
@@ -236,8 +236,9 @@ def _train(
         _draw(learning_curve, folder, told)
         if stopped:
             raise Stopped(f"stopped after update {standing.updates}; go on with: surefoot resume {folder}")
-        result = evaluate(trained, environment, episodes=run.evaluation_episodes, seed=run.seed)
-        evaluation = result | {"repeatable": _repeatable(trained, environment, run.seed)}
+        seconds = run.collection.step_seconds
+        result = evaluate(trained, environment, episodes=run.evaluation_episodes, seed=run.seed, step_seconds=seconds)
+        evaluation = result | {"repeatable": _repeatable(trained, environment, run.seed, seconds)}
         write_atomically(folder / "evaluation.json", dumps(evaluation, indent=1).encode())
         _draw(lambda run: write_report([run]), folder, told)
         history = read(folder)
@@ -347,10 +348,10 @@ def _onward(
     return Standing(learner, state, done._replace(row=row), steps, updates, seconds), done.judgement
 
 
-def _repeatable(agent: artefact.Agent, environment: Any, seed: int) -> bool | None:
+def _repeatable(agent: artefact.Agent, environment: Any, seed: int, step_seconds: float | None) -> bool | None:
     """Whether the environment repeats under its seed; None where it fails, which must not cost a finished run."""
     try:
-        return repeatable(agent, environment, seed=seed)
+        return repeatable(agent, environment, seed=seed, step_seconds=step_seconds)
     except SurefootError:
         return None
 

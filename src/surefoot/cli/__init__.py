@@ -10,6 +10,8 @@ import argparse
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 
 from surefoot._version import __version__
 from surefoot.cli import certify, doctor, evaluate, exact, export, lecture, report, resume, train
@@ -43,6 +45,20 @@ def _silence_dependencies() -> None:
     warnings.filterwarnings("ignore", module="gymnasium")
 
 
+@contextmanager
+def _only_json() -> Iterator[None]:
+    """Within it, what anybody prints, an environment's C code and its worker processes too, goes to standard error."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     try:
@@ -58,7 +74,8 @@ def _told(arguments: argparse.Namespace) -> int:
     """Run a command, tell its result or what went wrong; returns the exit code."""
     try:
         _silence_dependencies()
-        result = arguments.command(arguments)
+        with _only_json() if arguments.json else nullcontext():
+            result = arguments.command(arguments)
     except SurefootError as error:
         print(f"surefoot: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -9,7 +9,7 @@ from typing import Any
 
 from surefoot import config
 from surefoot.cli.interruption import asked_to_stop
-from surefoot.cli.options import HINTS, add_rule_options, add_setting, rule_settings
+from surefoot.cli.options import HINTS, add_rule_options, add_setting, cut_note, rule_settings
 from surefoot.errors import SettingError
 from surefoot.recipe import Recipe, read_recipe
 
@@ -106,7 +106,8 @@ def tell(done: Any, *, quiet: bool) -> dict[str, Any]:
     """Print what a finished run came to, and return it as `--json` does."""
     if not quiet:
         result = done.evaluation["return"]
-        print(f"evaluation  {result['mean']:.1f} ± {result['std']:.1f}  ({result['episodes']} deterministic episodes)")
+        played = f"{result['episodes']} deterministic episodes{cut_note(done.evaluation)}"
+        print(f"evaluation  {result['mean']:.1f} ± {result['std']:.1f}  ({played})")
         print(f"updates     {_account(done.calibration)}")
         if done.findings:
             print(f"doctor      {_worst(done)}")
