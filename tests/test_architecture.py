@@ -16,7 +16,7 @@ from surefoot.settings import check
 ROOT = Path(surefoot.__file__).parent
 DOCS = ROOT.parents[1] / "docs"
 ORDER = [
-    ["_version", "errors", "compilation", "arrays", "divergences"],
+    ["_version", "errors", "compilation", "arrays", "divergences", "reading"],
     ["settings"],
     ["config"],
     ["distributions", "steps"],
@@ -51,10 +51,10 @@ ORDER = [
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 INDEPENDENT = {
-    "history": {"errors"},
+    "history": {"errors", "reading"},
     "calibration": {"history"},
     "doctor": {"errors", "history", "calibration"},
-    "report": {"errors", "history", "calibration", "doctor"},
+    "report": {"errors", "reading", "history", "calibration", "doctor"},
     "progress": set(),
     "tensorboard": {"errors"},
 }

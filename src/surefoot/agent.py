@@ -6,7 +6,6 @@ mapping of actions; not the trainer's settings.
 
 from __future__ import annotations
 
-import json
 import os
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +22,7 @@ from surefoot import config
 from surefoot._version import __version__
 from surefoot.errors import RunError, SettingError, SurefootError
 from surefoot.policy import HostPolicy, NeuralPolicy, make_policy
+from surefoot.reading import parse_json, read_bytes, read_json
 from surefoot.record import write_atomically
 from surefoot.settings import as_json, dumps
 from surefoot.spaces import describe, lawful, make_encoder, make_head, one_line, parse, unlawful
@@ -166,8 +166,8 @@ def load(path: str | os.PathLike) -> Agent:
     if not (folder / "policy.json").exists():
         folder = folder / "policy"
     try:
-        description = json.loads((folder / "policy.json").read_text())
-        blob = (folder / "policy.safetensors").read_bytes()
+        description = read_json(folder / "policy.json")
+        blob = read_bytes(folder / "policy.safetensors")
     except (OSError, ValueError) as error:
         raise RunError(f"{path} holds no policy that can be read: {error}") from None
     return _assemble(description, blob, str(folder))
@@ -217,7 +217,7 @@ def _check_size(spaces: Any, network: config.Network, itemsize: int, available: 
 
 def _check_types(blob: bytes, dtype: str, where: str) -> None:
     """Name a tensor whose number type NumPy may not even have. The header is JSON behind its length."""
-    header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])
+    header = parse_json(blob[8 : 8 + int.from_bytes(blob[:8], "little")])
     for name, entry in header.items():
         if name != "__metadata__" and entry["dtype"] != {"float32": "F32", "float64": "F64"}[dtype]:
             raise RunError(f"{where}/policy.safetensors: tensor {name!r} is {entry['dtype']}, not {dtype}")

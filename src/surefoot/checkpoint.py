@@ -8,7 +8,6 @@ was whole. The newest sound one is the one to go on from.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ import safetensors
 import safetensors.numpy
 
 from surefoot.errors import RunError
+from surefoot.reading import parse_json, read_bytes
 from surefoot.record import write_atomically
 from surefoot.settings import dumps
 
@@ -79,8 +79,8 @@ def newest(run: Path, told: Callable[[str], None]) -> Checkpoint | None:
 def read(file: Path) -> Checkpoint:
     """The checkpoint whose JSON is `file`. Raises RunError where a byte of it is not as it was written."""
     try:
-        described = _unsealed(file.read_bytes())
-        blob = file.with_suffix(".safetensors").read_bytes()
+        described = _unsealed(read_bytes(file))
+        blob = read_bytes(file.with_suffix(".safetensors"))
         if described["format_version"] != FORMAT_VERSION:
             raise RunError(
                 f"{file}: format_version {described['format_version']!r} is not {FORMAT_VERSION}, the one read here"
@@ -100,7 +100,7 @@ def _sealed(described: dict[str, Any]) -> bytes:
 
 
 def _unsealed(content: bytes) -> dict[str, Any]:
-    described = json.loads(content)
+    described = parse_json(content)
     if described.pop("digest") != _digest(described):
         raise ValueError("its digest does not fit")
     return described

@@ -26,6 +26,8 @@ def setting(
     return field(default=default, metadata={"help": help, "limits": {k: v for k, v in limits.items() if v is not None}})
 
 
+_LONGEST = 64  # of a sequence; a network of more layers takes minutes to make, and learns nothing
+
 _COMPARISONS = {
     "above": ("above", lambda value, limit: value > limit),
     "at_least": ("at least", lambda value, limit: value >= limit),
@@ -71,6 +73,8 @@ def check(settings_class: type, name: str, value: Any, shown: str | None = None)
     if typing.get_origin(kind) is tuple:
         if isinstance(value, str) or not isinstance(value, (tuple, list)):
             raise SettingError(f"{name} must be a sequence of whole numbers, but {value!r} came")
+        if len(value) > _LONGEST:
+            raise SettingError(f"{name} must be at most {_LONGEST} whole numbers, but {len(value)} came")
         return tuple(_check_number(name, int, item, limits) for item in value)
     if not isinstance(value, kind):
         raise SettingError(f"{name} must be a {kind.__name__}, but {value!r} came")

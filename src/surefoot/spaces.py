@@ -8,6 +8,7 @@ takes. All three are static: they hold sizes and limits, no parameters.
 from __future__ import annotations
 
 import functools
+import reprlib
 from collections import OrderedDict
 from dataclasses import dataclass
 from math import prod
@@ -36,6 +37,7 @@ from surefoot.errors import SettingError, UnsupportedSpace
 
 SUPPORTED_OBSERVATIONS = "Box vectors, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
 SUPPORTED_ACTIONS = "Discrete, MultiDiscrete, MultiBinary and Box"
+_MOST_BINARY = 10**7  # numbers; a description of a few bytes must not take all memory
 
 
 @dataclass(frozen=True)
@@ -268,7 +270,7 @@ def unlawful(values: np.ndarray, space: Any) -> np.ndarray:
 
 
 def one_line(space: object) -> str:
-    """A space as text without line breaks."""
+    """A space, or whatever is told of one, as text without line breaks."""
     return " ".join(str(space).split())
 
 
@@ -315,13 +317,15 @@ def parse(text: dict[str, Any]) -> gymnasium.Space:
                 np.asarray(text["nvec"]), dtype=np.dtype(text["dtype"]).type, start=np.asarray(text["start"])
             )
         if kind == "MultiBinary":
+            if np.prod(text["n"], dtype=float) > _MOST_BINARY:
+                raise ValueError(f"more than {_MOST_BINARY} numbers")
             return gym_spaces.MultiBinary(text["n"])
         if kind == "Box":
             dtype = np.dtype(text["dtype"])
             low, high = (np.asarray(text[end], dtype).reshape(text["shape"]) for end in ("low", "high"))
             return gym_spaces.Box(low, high, dtype=dtype.type)
     except (KeyError, TypeError, ValueError, OverflowError, AssertionError, AttributeError) as error:
-        raise UnsupportedSpace(f"space description {text!r} cannot be read: {error}") from None
+        raise UnsupportedSpace(f"space description {reprlib.repr(text)} cannot be read: {one_line(error)}") from None
     raise UnsupportedSpace(
-        f"space description of type {kind!r} is not one of Box, Discrete, MultiDiscrete, MultiBinary, Dict, Tuple"
+        f"space description of type {reprlib.repr(kind)} is not one of Box, Discrete, MultiDiscrete, MultiBinary, Dict, Tuple"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from surefoot.guard import careful
 from surefoot.history import read
 from surefoot.iteration import Learner, begin, iterate, settled, unjudged
 from surefoot.progress import Progress
+from surefoot.reading import read_json
 from surefoot.record import Recorder, new_run_folder
 from surefoot.report.curve import learning_curve
 from surefoot.report.page import write_report
@@ -135,6 +135,7 @@ def resume(
     """
     folder = Path(path)
     name, rule, run = begun_with(folder, steps)
+    _refuse_links(folder)
     if environment is None and ":" in name and not allow_env:
         raise RunError(
             f"{folder} names the environment {name!r}, which runs code of that module; say allow_env if it is yours"
@@ -159,15 +160,25 @@ def begun_with(folder: Path, steps: int | None = None) -> tuple[str, Rule, confi
     Raises RunError where they cannot be read, SettingError for what they may not be.
     """
     try:
-        told = json.loads((folder / "config.json").read_text())
+        told = read_json(folder / "config.json")
         known = {name: told[name] for name in config.run_options() if name in told}
         name, rule = str(told["environment"]), config.RULES[told["rule"]](**told["rule_settings"])
     except SettingError as error:
         raise RunError(f"{folder}/config.json: {error}") from None
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise RunError(f"{folder} holds no run that can be gone on with: {error}") from None
+    if rule.tabular_only:
+        raise RunError(f"{folder}/config.json: the rule {rule.name} is for finite MDPs, and no run has it")
     run = config.make_run(**known | ({} if steps is None else {"steps": steps}))
     return name, RULES[told["rule"]](**dataclasses.asdict(rule)), run
+
+
+def _refuse_links(folder: Path) -> None:
+    """Raise RunError where part of a run is a link: going on would write wherever it leads."""
+    for inside, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            if os.path.islink(os.path.join(inside, name)):
+                raise RunError(f"{os.path.join(inside, name)} is a link; put what it leads to in its place to go on")
 
 
 def _quiet(line: str) -> None:

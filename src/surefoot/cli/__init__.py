@@ -7,6 +7,7 @@ option was understood. Whatever the user got wrong is one line on standard error
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -16,7 +17,7 @@ from typing import Any, NoReturn
 from surefoot._version import __version__
 from surefoot.cli import certify, doctor, evaluate, exact, lecture, report, resume, train
 from surefoot.cli.options import EXAMPLE, Parser
-from surefoot.errors import Stopped, SurefootError
+from surefoot.errors import Stopped, SurefootError, printable
 from surefoot.settings import dumps
 
 
@@ -44,12 +45,20 @@ def _silence_dependencies() -> None:
     warnings.filterwarnings("ignore", module="gymnasium")
 
 
+def _tell_everywhere() -> None:
+    """What a terminal's encoding lacks (a file's name can hold anything) is printed as its code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _terminate(*_: Any) -> NoReturn:
     raise SystemExit(143)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    _tell_everywhere()
     try:
         arguments = build_parser().parse_args(argv)
     except SystemExit as done:
@@ -59,7 +68,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         result = arguments.command(arguments)
     except SurefootError as error:
-        print(f"surefoot: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"surefoot: {printable(error)}", file=sys.stderr)
+        return 2
+    except MemoryError:
+        print("surefoot: there is not enough memory for what was asked; ask less of it", file=sys.stderr)
         return 2
     except Stopped as stopped:
         told, number = stopped.args

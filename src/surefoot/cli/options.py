@@ -9,7 +9,7 @@ import typing
 from typing import Any, NoReturn
 
 from surefoot import config
-from surefoot.errors import SettingError, did_you_mean
+from surefoot.errors import SettingError, did_you_mean, printable
 from surefoot.settings import field_of, legal_range
 
 EXAMPLE = "surefoot train CartPole-v1"
@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
         elif message.startswith("the following arguments are required: "):
             missing = message.removeprefix("the following arguments are required: ")
             message = f"{missing} is missing; {_hint(missing)}"
-        print(f"surefoot: {' '.join(message.split())}", file=sys.stderr)
+        print(f"surefoot: {printable(message)}", file=sys.stderr)
         raise SystemExit(2)
 
     def _all_options(self) -> list[str]:

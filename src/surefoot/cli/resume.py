@@ -9,6 +9,7 @@ from typing import Any
 from surefoot.cli.interruption import asked_to_stop
 from surefoot.cli.options import whole
 from surefoot.cli.train import tell
+from surefoot.errors import printable
 
 
 def add(commands: Any) -> None:
@@ -41,6 +42,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             allow_env=arguments.allow_env,
             tensorboard=arguments.tensorboard,
             stop=stop,
-            told=lambda line: print(f"surefoot: passed by: {line}", file=sys.stderr),
+            told=lambda line: print(f"surefoot: passed by: {printable(line)}", file=sys.stderr),
         )
     return tell(done, quiet=arguments.json)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from surefoot.reading import read_json
 
 
 def picture(folder: str | os.PathLike) -> Path:
@@ -19,8 +20,8 @@ def picture(folder: str | os.PathLike) -> Path:
     from matplotlib.figure import Figure
 
     folder = Path(folder)
-    result = {name: _numbers(value) for name, value in json.loads((folder / "exact.json").read_text()).items()}
-    settings = json.loads((folder / "config.json").read_text())
+    result = {name: _numbers(value) for name, value in read_json(folder / "exact.json").items()}
+    settings = read_json(folder / "config.json")
     figure = Figure(figsize=(8, 7.5), layout="constrained")
     FigureCanvasAgg(figure)
     returns, gains, movement = figure.subplots(3, 1, sharex=True, height_ratios=[2, 2, 1])
