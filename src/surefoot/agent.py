@@ -20,7 +20,7 @@ import safetensors.numpy
 
 from surefoot import config
 from surefoot._version import __version__
-from surefoot.errors import RunError, SettingError, SurefootError
+from surefoot.errors import RunError, SettingError, SurefootError, shown
 from surefoot.policy import HostPolicy, NeuralPolicy, make_policy
 from surefoot.reading import parse_json, read_bytes, read_json
 from surefoot.record import write_atomically
@@ -91,7 +91,7 @@ class Agent:
         try:
             allowed = np.asarray(mask).astype(bool)
         except (TypeError, ValueError):
-            raise SettingError(f"mask must be an array of shape {wanted}, but {mask!r} came") from None
+            raise SettingError(f"mask must be an array of shape {wanted}, but {shown(mask)} came") from None
         if allowed.shape == wanted[-1:]:  # one mask for a whole batch
             allowed = np.broadcast_to(allowed, wanted)
         if allowed.shape != wanted:
@@ -123,7 +123,7 @@ def _arrays(observation: Any, space: Any, dtype: Any, name: str = "observation")
     except ValueError:
         array = np.empty((), object)
     if array.dtype.kind not in "biuf":
-        raise SettingError(f"{name} must be an array of shape {space.shape} of numbers, but {observation!r} came")
+        raise SettingError(f"{name} must be an array of shape {space.shape} of numbers, but {shown(observation)} came")
     if array.shape == space.shape:
         size = None
     elif array.ndim == len(space.shape) + 1 and array.shape[1:] == space.shape:

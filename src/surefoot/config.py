@@ -361,7 +361,7 @@ def make_run(**values: Any) -> Run:
         if name not in known:
             raise SettingError(f"unknown setting {name!r}{did_you_mean(name, known)}")
         group, item = known[name]
-        check(option_field(name)[0], item, value, shown=name)
+        check(option_field(name)[0], item, value, called=name)
         (nested[group] if group else arguments)[item] = value
     for group, kind in groups(Run).items():
         arguments[group] = kind(**nested[group])

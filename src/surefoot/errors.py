@@ -49,6 +49,15 @@ def printable(text: object) -> str:
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in line)
 
 
+def shown(value: object) -> str:
+    """The value as Python writes it, but in one line of at most 200 characters."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # a number of too many digits, or an object whose own repr fails
+        text = f"a {type(value).__name__} that cannot be shown"
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     """The known names that look most like `name`, best first; empty when none does."""
     known = list(known)

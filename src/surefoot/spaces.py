@@ -208,7 +208,7 @@ class ActionMap:
         centre, half, low, high = _affine(self.low, self.high, np.dtype(action.dtype))
         xp = namespace(action)
         mapped = xp.minimum(xp.maximum(centre + half * action, low), high)
-        return mapped.reshape(*action.shape[:-1], *self.shape)
+        return mapped.reshape((*action.shape[:-1], *self.shape))
 
     def saturated(self, action: Array) -> Array:
         """Which coordinates of sampled Box actions are cut off at a bound: bool, like `action`; else False."""
@@ -322,10 +322,12 @@ def parse(text: dict[str, Any]) -> gymnasium.Space:
             return gym_spaces.MultiBinary(text["n"])
         if kind == "Box":
             dtype = np.dtype(text["dtype"])
-            low, high = (np.asarray(text[end], dtype).reshape(text["shape"]) for end in ("low", "high"))
+            with np.errstate(over="raise"):
+                low, high = (np.asarray(text[end], dtype).reshape(text["shape"]) for end in ("low", "high"))
             return gym_spaces.Box(low, high, dtype=dtype.type)
-    except (KeyError, TypeError, ValueError, OverflowError, AssertionError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AssertionError, AttributeError) as error:
         raise UnsupportedSpace(f"space description {reprlib.repr(text)} cannot be read: {one_line(error)}") from None
     raise UnsupportedSpace(
-        f"space description of type {reprlib.repr(kind)} is not one of Box, Discrete, MultiDiscrete, MultiBinary, Dict, Tuple"
+        f"space description of type {reprlib.repr(kind)} is not one of "
+        "Box, Discrete, MultiDiscrete, MultiBinary, Dict, Tuple"
     )
