@@ -87,8 +87,8 @@ def _check_number(name: str, kind: type, value: Any, limits: dict[str, float]) -
         # One of an array's numbers, or a truth, is a mistake even where Python converts it.
         scalar = not isinstance(value, (str, bytes, bytearray)) and not getattr(value, "ndim", 0)
         scalar = scalar and not isinstance(value, bool) and str(getattr(value, "dtype", "")) != "bool"
-        number = kind(value) if scalar else None
-        exact = number is not None and float(number) == float(value)
+        number = kind(value) if scalar else math.nan
+        exact = float(number) == float(value)
     except (TypeError, ValueError, ArithmeticError):
         exact = False
     legal = exact and math.isfinite(number) and all(_COMPARISONS[k][1](number, v) for k, v in limits.items())

@@ -22,8 +22,8 @@ class Parser(argparse.ArgumentParser):
         """Print one line on standard error and exit with 2."""
         prefix = "unrecognized arguments: "
         if message.startswith(prefix):
-            unknown = message.removeprefix(prefix).split()[0].split("=")[0]
-            message = f"{unknown} is no option{did_you_mean(unknown, self._all_options())}"
+            unknown = message.removeprefix(prefix).partition(" ")[0].partition("=")[0]
+            message = f"{unknown or repr(unknown)} is no option{did_you_mean(unknown, self._all_options())}"
         elif message.startswith("the following arguments are required: "):
             missing = message.removeprefix("the following arguments are required: ")
             message = f"{missing} is missing; {_hint(missing)}"
