@@ -549,6 +549,7 @@ def attempt(name: str, count: int, house: House) -> None:
 def fenced(house, monkeypatch, tmp_path) -> House:
     """The house, with nothing behind it: what reads an input is real, what would act on it is not."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "build_parser", functools.cache(cli.build_parser))  # half of what an input takes
     monkeypatch.setattr(training, "train", reached)
     monkeypatch.setattr(training, "_train", reached)
     monkeypatch.setattr(training, "make_source", lambda *_: house.going_on[0])

@@ -163,9 +163,9 @@ def load(path: str | os.PathLike) -> Agent:
     Raises RunError where there is none or it does not fit together, naming the key.
     """
     folder = Path(path)
-    if not (folder / "policy.json").exists():
-        folder = folder / "policy"
     try:
+        if not (folder / "policy.json").exists():
+            folder = folder / "policy"
         description = read_json(folder / "policy.json")
         blob = read_bytes(folder / "policy.safetensors")
     except (OSError, ValueError) as error:
