@@ -87,7 +87,7 @@ class Run:
     def number(self) -> np.ndarray:
         """The updates' numbers, [updates]."""
         recorded = self.column("update")
-        return recorded if np.isfinite(recorded).all() else np.arange(1.0, self.updates + 1)
+        return recorded if countable(recorded) else np.arange(1.0, self.updates + 1)
 
     @cached_property
     def measured(self) -> np.ndarray:
@@ -119,6 +119,11 @@ class Run:
         """The return of the final evaluation; None where the run has none."""
         found = (self.history.evaluation or {}).get("return")
         return found if isinstance(found, dict) else None
+
+
+def countable(values: np.ndarray) -> bool:
+    """Whether all of these can be numbers of updates or steps: finite, and not so large that the next one is equal."""
+    return bool((np.abs(values) < 2.0**53).all())
 
 
 def letters(count: int) -> list[str]:
