@@ -439,7 +439,10 @@ def trajectory_holds(_: House, case: Any) -> None:
     expected = by_definition(reward, value, terminated, truncated, discount, gae_lambda)
     weight = np.where(reset, 0, discount**time if discounted else 1.0)
     near = {"rtol": 1e-9, "atol": 1e-9 * max(scale, 1e-300)}
-    np.testing.assert_allclose(batch.advantage, np.where(weight > 0, expected, 0).ravel(), **near)
+    known = (weight > 1e-200).ravel()  # powers next to nothing are nothing to some compilers
+    np.testing.assert_allclose(batch.advantage[known], expected.ravel()[known], **near)
+    assert not batch.advantage[reset.ravel()].any()
+    assert not batch.weight[reset.ravel()].any()
     np.testing.assert_allclose(target[~reset.ravel()], (expected + value[:-1])[~reset].ravel(), **near)
     if weight.sum() > 1e-290:
         np.testing.assert_allclose(batch.weight, (weight / weight.sum()).ravel(), rtol=1e-9, atol=1e-200)
@@ -502,7 +505,7 @@ KINDS = {
     "command lines": Kind(1200, command_cases, command_holds),
     "doctor's files": Kind(1300, lambda house: run_files(house.recorded, house), doctor_holds),
     "report's files": Kind(600, lambda house: run_files(house.recorded, house), report_holds),
-    "pictures' files": Kind(100, lambda house: run_files(house.recorded, house), picture_holds),
+    "pictures' files": Kind(50, lambda house: run_files(house.recorded, house), picture_holds),
     "policies": Kind(1100, policy_cases, policy_holds),
     "evaluate's files": Kind(500, policy_cases, evaluate_holds),
     "resume's files": Kind(600, checkpoint_cases, resume_holds),

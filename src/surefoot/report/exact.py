@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from surefoot.errors import printable
 from surefoot.reading import read_json
 
 
@@ -43,7 +44,8 @@ def picture(folder: str | os.PathLike) -> Path:
         axes.legend(loc="best", frameon=False, fontsize=8)
     horizon = f", horizon {settings['horizon']}" if settings["horizon"] else ""
     returns.set_title(
-        f"{settings['mdp']}  ·  {settings['rule']}  ·  discount {settings['discount']:g}{horizon}  ·  exact"
+        f"{printable(settings['mdp'])[-80:]}  ·  {settings['rule']}  ·  discount {settings['discount']:g}{horizon}  ·  exact",
+        parse_math=False,
     )
     target = folder / "exact.png"
     figure.savefig(target, dpi=120, format="png")
