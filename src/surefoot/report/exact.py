@@ -43,10 +43,9 @@ def picture(folder: str | os.PathLike) -> Path:
         axes.grid(alpha=0.25)
         axes.legend(loc="best", frameon=False, fontsize=8)
     horizon = f", horizon {settings['horizon']}" if settings["horizon"] else ""
-    returns.set_title(
-        f"{printable(settings['mdp'])[-80:]}  ·  {settings['rule']}  ·  discount {settings['discount']:g}{horizon}  ·  exact",
-        parse_math=False,
-    )
+    discounted = f"discount {settings['discount']:g}{horizon}"
+    title = f"{printable(settings['mdp'])[-80:]}  ·  {settings['rule']}  ·  {discounted}  ·  exact"
+    returns.set_title(title, parse_math=False)  # a file's name is no formula
     target = folder / "exact.png"
     figure.savefig(target, dpi=120, format="png")
     return target
