@@ -13,6 +13,7 @@ import histories
 import surefoot as sf
 from surefoot import cli, config, history
 from surefoot.errors import ModelError, RunError, SettingError, UnsupportedSpace
+from surefoot.report.curve import learning_curve
 from surefoot.spaces import make_head, parse
 from surefoot.tabular import MDP
 
@@ -87,6 +88,26 @@ def test_a_metric_that_was_never_written_so_is_told_or_left_out(case, tmp_path, 
         told = capsys.readouterr().err
         assert code in (0, 1, 2)
         assert len(told.splitlines()) == (code == 2)
+
+
+CONFIGURATIONS = {  # of runs that can be told of all the same: settings, evaluation
+    "no confidence but a word": ({"confidence": "often"}, histories.EVALUATION),
+    "no confidence but a list": ({"confidence": [0.95]}, histories.EVALUATION),
+    "a list for repeatable": ({}, histories.EVALUATION | {"repeatable": []}),
+    "a return without a mean": ({}, {"return": {"std": 9.0, "episodes": 20}, "repeatable": True}),
+    "a formula that is none": ({"environment": "$\\frac{$"}, histories.EVALUATION),
+    "a sign that no font has": ({"environment": "\0\u4e00"}, histories.EVALUATION),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGURATIONS)
+def test_a_run_with_odd_settings_is_told_of_all_the_same(case, tmp_path):
+    config, evaluation = CONFIGURATIONS[case]
+    run = histories.write_run(tmp_path / "run", config=config, evaluation=evaluation)
+    assert cli.main(["doctor", str(run)]) == 0
+    assert cli.main(["report", str(run)]) == 0
+    if "environment" in config:
+        learning_curve(run)
 
 
 @pytest.mark.parametrize("mark", [b"\xef\xbb\xbf", b" \r\n"])

@@ -88,7 +88,7 @@ def _returns(runs: Sequence[Run]) -> Figure:
             f"best was {number(mean[best])} at update {number(run.number[best], 7)}."
         )
 
-    level = [(run.evaluated["mean"], "final evaluation") for run in runs if len(runs) == 1 and run.evaluated]
+    level = [(run.evaluated.get("mean"), "final evaluation") for run in runs if len(runs) == 1 and run.evaluated]
     title = "Return per episode: mean, ± 1 standard deviation"
     panel = Panel(
         title, [line(run) for run in runs], _endless(runs, "return_mean"), _numbers(level), wide=False, height=240
