@@ -72,6 +72,7 @@ ROWS = {  # a metric that was never written so
     "beyond every float": ("kl", 10**299 * 10),
     "infinite": ("return_mean", "inf"),
     "enormous": ("steps", 1e308),
+    "next to nothing": ("update", 5e-324),
     "a word": ("kl", "word"),
     "a list": ("kl", [1]),
     "deep": ("kl", json.loads("[" * 70 + "]" * 70)),

@@ -20,7 +20,7 @@ import safetensors.numpy
 
 from surefoot import config
 from surefoot._version import __version__
-from surefoot.errors import RunError, SettingError, SurefootError, shown
+from surefoot.errors import RunError, SettingError, SurefootError, printable, shown
 from surefoot.policy import HostPolicy, NeuralPolicy, make_policy
 from surefoot.reading import parse_json, read_bytes, read_json
 from surefoot.record import write_atomically
@@ -200,7 +200,7 @@ def _assemble(description: Any, blob: bytes, where: str) -> Agent:
     except RunError:
         raise
     except (SurefootError, LookupError, TypeError, ValueError, AttributeError, safetensors.SafetensorError) as error:
-        raise RunError(f"{where} does not fit together: {error}") from None
+        raise RunError(f"{where} does not fit together: {printable(error)}") from None
     return Agent(policy, *spaces, environment=str(entry("environment")))
 
 

@@ -146,7 +146,7 @@ def number(value: Any, digits: int = 3) -> str:
         if "." in text:
             text = text.rstrip("0").rstrip(".")
     else:
-        text = f"{float(f'{value:.{digits - 1}e}') / 10.0**exponent:.{digits - 1}f}".rstrip("0").rstrip(".")
+        text = f"{value:.{digits - 1}e}".split("e")[0].rstrip("0").rstrip(".")
         text += f"·10{str(exponent).translate(_SUPERSCRIPT)}"
     return text.replace("-", "\N{MINUS SIGN}").replace(",", "\u202f")
 
