@@ -66,7 +66,7 @@ def test_options_stand_before_the_file_and_other_versions_are_told(first, tmp_pa
 
 def test_what_a_file_does_not_say_is_left_to_the_defaults(tmp_path):
     recipe = read_recipe(written(tmp_path, {"steps": 100, "rule": "ppo", "rule_settings": {"clip": 0.1}}))
-    assert recipe == Recipe(None, "ppo", {"clip": 0.1}, {"steps": 100}, {})
+    assert recipe == Recipe(None, "ppo", {"clip": 0.1}, {"steps": 100})
     assert read_recipe(written(tmp_path, {})) == Recipe()
     assert read_recipe(tmp_path) == Recipe()  # a run's folder
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,7 +22,8 @@ import safetensors.numpy
 
 from surefoot.errors import RunError
 from surefoot.files import make_folder, write_atomically
-from surefoot.settings import dumps
+from surefoot.reading import parse_json, read_bytes
+from surefoot.settings import digest, dumps
 
 FORMAT_VERSION = 1
 KEPT = 3
@@ -107,14 +107,14 @@ def found(run: Path, identity: str, passed_by: Callable[[str], None]) -> Iterato
 def read(file: Path) -> Checkpoint:
     """The checkpoint whose JSON is `file`. Raises RunError where a byte of it is not as it was written."""
     try:
-        described = _unsealed(_content(file))
+        described = _unsealed(read_bytes(file))
         if described["format_version"] != FORMAT_VERSION:
             raise RunError(
                 f"{file}: format_version {described['format_version']!r} is not {FORMAT_VERSION}, the one read here"
             )
         if _stem(described["update"]) != file.stem:
             raise RunError(f"{file} has another name than it was written under, {_stem(described['update'])}.json")
-        blob = _content(file.with_suffix(".safetensors"))
+        blob = read_bytes(file.with_suffix(".safetensors"))
         if described["bytes"] != len(blob) or described["sha256"] != hashlib.sha256(blob).hexdigest():
             raise RunError(f"{file.with_suffix('.safetensors')} is not as it was written")
         arrays = safetensors.numpy.load(blob)
@@ -135,27 +135,16 @@ def _updates(run: Path, kind: str) -> set[int]:
     return {int(match[1]) for match in named if match}
 
 
-def _content(file: Path) -> bytes:
-    if not file.is_file():  # a pipe, for one, would be waited for without end
-        raise RunError(f"{file} is missing or no plain file")
-    return file.read_bytes()
-
-
 def _sealed(described: dict[str, Any]) -> bytes:
     """The description as JSON, with its own digest as the first entry."""
-    return dumps({"digest": _digest(described), **described}).encode()
+    return dumps({"digest": digest(described), **described}).encode()
 
 
 def _unsealed(content: bytes) -> dict[str, Any]:
-    described = json.loads(content)
-    if described.pop("digest") != _digest(described):
+    described = parse_json(content)
+    if described.pop("digest") != digest(described):
         raise ValueError("its digest does not fit")
     return described
-
-
-def _digest(described: dict[str, Any]) -> str:
-    # Python writes what it read from JSON in the same characters again.
-    return hashlib.sha256(dumps(described).encode()).hexdigest()
 
 
 def arrays_of(tree: Any, prefix: str) -> dict[str, np.ndarray]:

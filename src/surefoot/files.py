@@ -16,6 +16,7 @@ except ImportError:  # not on Windows, where nothing is locked
     fcntl = None  # type: ignore[assignment]
 
 WRITING = os.O_WRONLY | getattr(os, "O_BINARY", 0)  # or Windows would change the ends of lines
+_NOT_THROUGH_LINKS = getattr(os, "O_NOFOLLOW", 0)  # a stranger's folder may have one under the name
 _UNFINISHED = "surefoot-partial"
 _REMEDIES = {
     errno.ENOSPC: "free space there",
@@ -39,7 +40,7 @@ def write_atomically(path: str | Path, content: bytes) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{_UNFINISHED}")
     try:
-        descriptor = os.open(temporary, WRITING | os.O_CREAT | os.O_TRUNC, 0o666)
+        descriptor = os.open(temporary, WRITING | os.O_CREAT | os.O_TRUNC | _NOT_THROUGH_LINKS, 0o666)
         try:
             write_whole(descriptor, content)
             os.fsync(descriptor)

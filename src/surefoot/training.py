@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import time
 import uuid
@@ -26,6 +25,7 @@ from surefoot.guard import careful
 from surefoot.history import read
 from surefoot.iteration import Learner, begin, iterate, settled, unjudged
 from surefoot.progress import Progress
+from surefoot.recipe import Recipe, read_recipe
 from surefoot.record import Recorder, differing_versions, new_run_folder
 from surefoot.report.curve import learning_curve
 from surefoot.report.page import write_report
@@ -146,7 +146,9 @@ def resume(
     whatever `train` raises.
     """
     folder = Path(path)
-    name, rule, run = begun_with(folder, steps)
+    recipe, rule, run = begun_with(folder, steps)
+    name = str(recipe.environment)
+    _refuse_links(folder)
     if environment is None and ":" in name and not allow_env:
         raise RunError(
             f"{folder} names the environment {name!r}, which runs code of that module; say allow_env if it is yours"
@@ -155,14 +157,13 @@ def resume(
         writer_class()
     told = told or _warn
     with held(folder):
-        facts = json.loads((folder / "config.json").read_text())
-        if changed := differing_versions(facts.get("versions")):
+        if changed := differing_versions(recipe.versions):
             told(f"the bits may differ from those of an undisturbed run: {', '.join(changed)}")
         keep_compiled_programs()
         source = make_source(environment or name, run.collection)
         try:
             fresh = Standing(*begin(source, rule, run))
-            begun = _newest(_Begun(folder, str(facts.get("id", "")), name, fresh, []), source, told)
+            begun = _newest(_Begun(folder, recipe.identity, name, fresh, []), source, told)
             return _train(begun, environment or name, rule, run, source, progress, tensorboard, stop, told)
         finally:
             source.close()
@@ -197,21 +198,30 @@ def _newest(begun: _Begun, source: Source, told: Callable[[str], None]) -> _Begu
     return result
 
 
-def begun_with(folder: Path, steps: int | None = None) -> tuple[str, Rule, config.Run]:
-    """The environment's name, the rule and the settings in a run's config.json, `steps` in place of its own.
+def begun_with(folder: Path, steps: int | None = None) -> tuple[Recipe, Rule, config.Run]:
+    """What a run's config.json says, the rule and the settings in it, `steps` in place of its own.
 
-    Raises RunError where they cannot be read, SettingError for what they may not be.
+    Raises RunError where they cannot be read or are no run's, SettingError for a number of steps that is none.
     """
     try:
-        told = json.loads((folder / "config.json").read_text())
-        known = {name: told[name] for name in config.run_options() if name in told}
-        name, rule = str(told["environment"]), config.RULES[told["rule"]](**told["rule_settings"])
+        recipe = read_recipe(folder / "config.json")
+        if recipe.environment is None or recipe.rule is None:
+            raise SettingError(f"config: {folder / 'config.json'} names no environment or no rule")
+        plain = config.RULES[recipe.rule](**recipe.rule_settings)
     except SettingError as error:
-        raise RunError(f"{folder}/config.json: {error}") from None
-    except (OSError, ValueError, LookupError, TypeError) as error:
         raise RunError(f"{folder} holds no run that can be gone on with: {error}") from None
-    run = config.make_run(**known | ({} if steps is None else {"steps": steps}))
-    return name, RULES[told["rule"]](**dataclasses.asdict(rule)), run
+    if plain.tabular_only:
+        raise RunError(f"{folder}/config.json: the rule {plain.name} is for finite MDPs, and no run has it")
+    run = config.make_run(**recipe.settings | ({} if steps is None else {"steps": steps}))
+    return recipe, RULES[recipe.rule](**dataclasses.asdict(plain)), run
+
+
+def _refuse_links(folder: Path) -> None:
+    """Raise RunError where part of a run is a link: going on would write wherever it leads."""
+    for inside, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            if os.path.islink(os.path.join(inside, name)):
+                raise RunError(f"{os.path.join(inside, name)} is a link; put what it leads to in its place to go on")
 
 
 def _warn(line: str) -> None:

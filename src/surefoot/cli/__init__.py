@@ -7,6 +7,7 @@ option was understood. Whatever the user got wrong is one line on standard error
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import warnings
@@ -17,7 +18,7 @@ from surefoot._version import __version__
 from surefoot.cli import certify, doctor, evaluate, exact, export, lecture, report, resume, train
 from surefoot.cli.interruption import ended_by_signals
 from surefoot.cli.options import EXAMPLE, Parser
-from surefoot.errors import Stopped, SurefootError
+from surefoot.errors import Stopped, SurefootError, printable
 from surefoot.settings import dumps
 
 
@@ -59,8 +60,16 @@ def _only_json() -> Iterator[None]:
         os.close(kept)
 
 
+def _tell_everywhere() -> None:
+    """What a terminal's encoding lacks (a file's name can hold anything) is printed as its code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    _tell_everywhere()
     try:
         arguments = build_parser().parse_args(argv)
     except SystemExit as done:
@@ -77,7 +86,10 @@ def _told(arguments: argparse.Namespace) -> int:
         with _only_json() if arguments.json else nullcontext():
             result = arguments.command(arguments)
     except SurefootError as error:
-        print(f"surefoot: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"surefoot: {printable(error)}", file=sys.stderr)
+        return 2
+    except MemoryError:
+        print("surefoot: there is not enough memory for what was asked; ask less of it", file=sys.stderr)
         return 2
     except Stopped as stopped:
         told, number = stopped.args

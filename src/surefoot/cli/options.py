@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from surefoot import config
-from surefoot.errors import SettingError, did_you_mean
+from surefoot.errors import SettingError, did_you_mean, printable
 from surefoot.settings import field_of, legal_range
 
 EXAMPLE = "surefoot train CartPole-v1"
@@ -30,12 +30,12 @@ class Parser(argparse.ArgumentParser):
         """Print one line on standard error and exit with 2."""
         prefix = "unrecognized arguments: "
         if message.startswith(prefix):
-            unknown = message.removeprefix(prefix).split()[0].split("=")[0]
-            message = f"{unknown} is no option{did_you_mean(unknown, self._all_options())}"
+            unknown = message.removeprefix(prefix).partition(" ")[0].partition("=")[0]
+            message = f"{unknown or repr(unknown)} is no option{did_you_mean(unknown, self._all_options())}"
         elif message.startswith("the following arguments are required: "):
             missing = message.removeprefix("the following arguments are required: ")
             message = f"{missing} is missing; {HINTS.get(missing, 'see --help')}"
-        print(f"surefoot: {' '.join(message.split())}", file=sys.stderr)
+        print(f"surefoot: {printable(message)}", file=sys.stderr)
         raise SystemExit(2)
 
     def _all_options(self) -> list[str]:

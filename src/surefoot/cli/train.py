@@ -10,7 +10,7 @@ from typing import Any
 from surefoot import config
 from surefoot.cli.interruption import asked_to_stop
 from surefoot.cli.options import HINTS, add_rule_options, add_setting, cut_note, rule_settings
-from surefoot.errors import SettingError
+from surefoot.errors import SettingError, printable
 from surefoot.recipe import Recipe, read_recipe
 
 
@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def note(line: str) -> None:
     """Say on standard error what a run has to tell beside its result."""
-    print(f"surefoot: {line}", file=sys.stderr, flush=True)
+    print(f"surefoot: {printable(line)}", file=sys.stderr, flush=True)
 
 
 def tell(done: Any, *, quiet: bool) -> dict[str, Any]:
@@ -111,8 +111,8 @@ def tell(done: Any, *, quiet: bool) -> dict[str, Any]:
         print(f"updates     {_account(done.calibration)}")
         if done.findings:
             print(f"doctor      {_worst(done)}")
-        print(f"run         {done.path}")
-        print(f"report      {done.path / 'report.html'}")
+        print(f"run         {printable(done.path)}")
+        print(f"report      {printable(done.path / 'report.html')}")
     return {
         "run": str(done.path),
         "steps": done.steps,
@@ -138,4 +138,4 @@ def _worst(done: Any) -> str:
     """The worst finding, and where the others are."""
     worst, more = done.findings[0], len(done.findings) - 1
     others = f"; {more} more" if more else ""
-    return f"{worst.title}: {worst.evidence} ({worst.name}{others}: surefoot doctor {done.path})"
+    return f"{worst.title}: {worst.evidence} ({worst.name}{others}: surefoot doctor {printable(done.path)})"

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from surefoot.errors import RunError
+from surefoot.errors import RunError, printable
 from surefoot.files import cannot_write, write_atomically
 from surefoot.history import read
 from surefoot.report import summary
@@ -57,8 +57,8 @@ def write_report(runs: Sequence[str | os.PathLike], file: str | os.PathLike | No
 
 def _names(folders: Sequence[Path]) -> list[str]:
     """The folders' names; whole paths where two would be the same."""
-    names = [folder.resolve().name for folder in folders]
-    return [str(folder) if names.count(name) > 1 else name for folder, name in zip(folders, names, strict=True)]
+    names = [printable(folder.resolve().name) for folder in folders]
+    return [printable(folder) if names.count(name) > 1 else name for folder, name in zip(folders, names, strict=True)]
 
 
 def render(runs: Sequence[Run]) -> str:
@@ -110,7 +110,7 @@ def _title(runs: Sequence[Run]) -> str:
 
 
 def _sources(runs: Sequence[Run]) -> str:
-    return ", ".join(f"<code>{html.escape(str(run.history.path))}</code>" for run in runs)
+    return ", ".join(f"<code>{html.escape(printable(run.history.path))}</code>" for run in runs)
 
 
 def _updates(runs: Sequence[Run]) -> str:
