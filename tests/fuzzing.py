@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
 import json
 import math
@@ -14,6 +15,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from hypothesis import strategies as st
+
+from surefoot.settings import digest
 
 # JSON.
 
@@ -335,3 +338,18 @@ ANY_SPACE = st.recursive(
     max_leaves=4,
 )
 """Spaces that surefoot supports, and others."""
+
+
+# What is sealed, sealed again by someone who means no good.
+
+NOTES = ("passed by: ", "going on from ", "no checkpoint is sound", "the bits may differ", "the same bits are not")
+"""How lines begin that a command says before the one with which it refuses."""
+
+
+def described_again(description: Any, blob: bytes) -> bytes:
+    """An artefact's description with the digests that fit it and these tensors."""
+    if not isinstance(description, dict):
+        return json.dumps(description).encode()
+    told = description | {"tensor_bytes": len(blob), "tensor_sha256": hashlib.sha256(blob).hexdigest()}
+    told.pop("sha256", None)
+    return json.dumps(told | {"sha256": digest(told)}).encode()

@@ -46,7 +46,7 @@ from surefoot.rules import RULES
 from surefoot.settings import dumps
 from surefoot.spaces import describe, lawful, make_encoder, make_head, parse
 from surefoot.tabular.files import read_mdp
-from test_bad_input import TINY
+from tiny import TINY
 
 SECONDS = 30  # for one input; a healthy one takes a tenth of a second
 MEMORY = 8 * 2**30  # that all of them together may ask for, beyond what is there at the beginning
@@ -72,6 +72,11 @@ class House(NamedTuple):
     tables: Path
     files: dict[Path, bytes]
     going_on: Any
+
+    @property
+    def identity(self) -> str:
+        """The run's, that its checkpoints have too."""
+        return json.loads(self.files[self.run / "config.json"])["id"]
 
     @property
     def others(self) -> list[bytes]:
@@ -115,8 +120,8 @@ def house(tmp_path_factory) -> Iterator[House]:
     np.save(tables / "old.npy", np.full((mdp.states, mdp.actions), 1 / mdp.actions))
     np.save(tables / "new.npy", np.eye(mdp.actions)[np.arange(mdp.states) % mdp.actions])
     files = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-    name, rule, run = training.begun_with(folder / "run")
-    source = training.make_source(name, run.collection)
+    recipe, rule, run = training.begun_with(folder / "run")
+    source = training.make_source(recipe.environment, run.collection)
     begun = training.begin(source, rule, run)
     policies = [folder / name for name in SPACES]
     # Of what the machine may give one process; JAX alone reserves gigabytes that it never touches.
@@ -160,7 +165,8 @@ def command(*argv: str | Path) -> int:
         refusal = told.splitlines()[-1]
         assert refusal.startswith("surefoot: ")
         assert refusal.isprintable()
-        assert all(line.startswith("surefoot: passed by: ") for line in told.splitlines()[:-1])
+        notes = tuple(f"surefoot: {note}" for note in fuzzing.NOTES)
+        assert all(line.startswith(notes) for line in told.splitlines()[:-1])
     else:
         assert "Traceback" not in told
     return code
@@ -261,9 +267,17 @@ def policy_cases(house: House) -> st.SearchStrategy:
         told = json.loads(house.files[description])
 
         def fitting(made: bytes) -> dict[Path, bytes]:
-            return {tensors: made, description: json.dumps(told | {"tensor_bytes": len(made)}).encode()}
+            return {tensors: made, description: fuzzing.described_again(told, made)}
 
-        texts = st.one_of(fuzzing.broken_json(told), fuzzing.broken_bytes(house.files[description], house.others))
+        def sealed(made: bytes) -> bytes:
+            try:
+                return fuzzing.described_again(json.loads(made), house.files[tensors])
+            except (ValueError, RecursionError):
+                return made
+
+        texts = st.one_of(
+            fuzzing.broken_json(told).map(sealed), fuzzing.broken_bytes(house.files[description], house.others)
+        )
         blobs = fuzzing.broken_tensors(house.files[tensors], house.others)
         return st.one_of(
             texts.map(lambda made: {description: made}),
@@ -282,6 +296,17 @@ def policy_holds(house: House, case: dict[Path, bytes]) -> None:
     if found is not None:
         action = found.act(found.observation_space.sample())
         assert found.action_space.contains(action if action.ndim else action[()])
+
+
+def recipe_holds(house: House, case: dict[Path, bytes]) -> None:
+    with in_place(case, house.files):
+        command("train", "--config", house.recorded / "config.json", "--json")
+
+
+def recipe_cases(house: House) -> st.SearchStrategy:
+    file, content = house.recorded / "config.json", house.files[house.run / "config.json"]
+    either = st.one_of(fuzzing.broken_json(json.loads(content)), fuzzing.broken_bytes(content, house.others))
+    return either.map(lambda made: {file: made})
 
 
 def evaluate_holds(house: House, case: dict[Path, bytes]) -> None:
@@ -308,7 +333,7 @@ def checkpoint_cases(house: House) -> st.SearchStrategy:
 
     texts = st.one_of(fuzzing.broken_json(told), fuzzing.broken_bytes(house.files[file], house.others))
     facts = fuzzing.broken_json(told["facts"]).map(
-        lambda made: b'{"format_version": 1, "update": 2, "facts": ' + made + b"}"
+        lambda made: json.dumps(told | {"facts": None}).encode().replace(b'"facts": null', b'"facts": ' + made)
     )
     blobs = fuzzing.broken_tensors(house.files[tensors], house.others)
     settings = house.run / "config.json"
@@ -333,7 +358,7 @@ def checkpoint_holds(house: House, case: dict[Path, bytes]) -> None:
     source, (learner, state) = house.going_on
     with in_place(case, house.files):
         told: list[str] = []
-        found = checkpoint.newest(house.run, told.append)
+        found = next(checkpoint.found(house.run, house.identity, told.append), None)
         assert all(len(line.splitlines()) == 1 for line in told)
         if found is not None:
             refused_or(SurefootError, lambda: standing.load(found, source, standing.Standing(learner, state)))
@@ -510,6 +535,7 @@ KINDS = {
     "evaluate's files": Kind(500, policy_cases, evaluate_holds),
     "resume's files": Kind(600, checkpoint_cases, resume_holds),
     "checkpoints": Kind(800, checkpoint_cases, checkpoint_holds),
+    "settings' files": Kind(400, recipe_cases, recipe_holds),
     "finite MDPs": Kind(900, table_cases, table_holds),
     "spaces": Kind(600, lambda house: fuzzing.ANY_SPACE, spaces_hold),
     "trajectories": Kind(400, trajectory_cases, trajectory_holds),

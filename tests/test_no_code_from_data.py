@@ -24,7 +24,7 @@ from surefoot import cli, compilation, training
 from surefoot.errors import SurefootError
 from surefoot.reading import parse_json
 from surefoot.tabular import files
-from test_bad_input import TINY
+from tiny import TINY
 
 SOURCE = Path(sf.__file__).parent
 
@@ -47,9 +47,10 @@ def sound(tmp_path_factory) -> Path:
 def given(sound, tmp_path, monkeypatch) -> Path:
     """A copy of these that may be spoiled. A resume ends where its training would begin."""
 
-    def reached(*_: Any) -> None:
+    def reached(*_: Any, **__: Any) -> None:
         raise SurefootError("reached the training")
 
+    monkeypatch.setattr(training, "train", reached)
     monkeypatch.setattr(training, "_train", reached)
     monkeypatch.setattr(cli, "build_parser", functools.cache(cli.build_parser))  # half of what a command takes
     shutil.copytree(sound, tmp_path / "given")
@@ -96,7 +97,9 @@ def commands(given: Path, place: str = "run") -> list[list[str]]:
     if not place.startswith("run"):
         mdps = ["mdp.json", "mdp.npz"] if place.startswith("mdp") else ["mdp.npz"]
         return [["certify", str(given / mdp), "--old", old, "--new", new] for mdp in mdps]
-    return [["doctor", run], ["report", run], ["evaluate", run, "--episodes", "1"], ["resume", run]]
+    told = str(given / "run/config.json")
+    going = [["evaluate", run, "--episodes", "1"], ["resume", run], ["train", "--config", told]]
+    return [["doctor", run], ["report", run], ["export", run, "--to", "onnx"], *going]
 
 
 def says(argv: list[str], capsys: Any) -> tuple[int, str]:
@@ -108,7 +111,8 @@ def says(argv: list[str], capsys: Any) -> tuple[int, str]:
     assert all(line.isprintable() for line in (told.out + told.err).splitlines())
     if code == 2:
         assert told.out == ""
-        refusals = [line for line in told.err.splitlines() if not line.startswith("surefoot: passed by: ")]
+        notes = tuple(f"surefoot: {note}" for note in fuzzing.NOTES)
+        refusals = [line for line in told.err.splitlines() if not line.startswith(notes)]
         assert len(refusals) == 1
     return code, told.out + told.err
 
@@ -173,8 +177,7 @@ def test_names_of_tensors_are_no_paths(name, given, capsys):
     header = fuzzing.header_of(file.read_bytes())
     header[name] = header.pop("network.weights.0")
     file.write_bytes(fuzzing.with_header(file.read_bytes(), json.dumps(header).encode()))
-    told = json.loads(description.read_text()) | {"tensor_bytes": file.stat().st_size}
-    description.write_text(json.dumps(told))
+    description.write_bytes(fuzzing.described_again(json.loads(description.read_text()), file.read_bytes()))
     code, said = says(["evaluate", str(given / "run")], capsys)
     assert code == 2
     assert "tensor" in said
@@ -224,8 +227,10 @@ def planted(tmp_path, monkeypatch) -> Path:
 
 
 def renamed(given: Path, **told: Any) -> None:
-    for file in (given / "run/config.json", given / "run/policy/policy.json"):
-        file.write_text(json.dumps(json.loads(file.read_text()) | told))
+    settings, policy = given / "run/config.json", given / "run/policy/policy.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | told))
+    tensors = policy.with_suffix(".safetensors").read_bytes()
+    policy.write_bytes(fuzzing.described_again(json.loads(policy.read_text()) | told, tensors))
 
 
 @pytest.mark.parametrize("name", [*NAMES, *HARMLESS])
@@ -234,8 +239,8 @@ def test_no_module_that_a_run_names_is_imported_unasked(name, given, planted, ca
     before = {path for path in given.parent.rglob("*") if given / "run" not in path.parents}
     for argv in commands(given):
         code, said = says(argv, capsys)
-        assert code == 2 or argv[0] in ("doctor", "report")
-        if argv[0] in ("evaluate", "resume") and name in NAMES:
+        assert code == 2 or argv[0] in ("doctor", "report", "export")
+        if argv[0] in ("evaluate", "resume", "train") and name in NAMES:
             assert "allow" in said
     sf.load(given / "run")
     assert not planted.exists()
@@ -253,7 +258,7 @@ def test_the_module_is_imported_where_it_is_allowed(command, given, planted, cap
 @pytest.mark.parametrize("rule", [f"{PLANTED}:make", PLANTED, f"{PLANTED}.make", "__class__", "pi", ["pg"], None, {}])
 def test_no_rule_is_looked_for_in_modules(rule, given, planted, capsys):
     renamed(given, rule=rule)
-    assert [says(argv, capsys)[0] for argv in commands(given)[3:]] == [2]
+    assert [says(argv, capsys)[0] for argv in commands(given) if argv[0] in ("resume", "train")] == [2, 2]
     for argv in commands(given)[:2]:
         assert says(argv, capsys)[0] in (0, 1, 2)
     assert not planted.exists()
