@@ -108,7 +108,7 @@ def test_rewards_that_are_one_number_are_taken_as_floats(given, taken):
     assert reward == taken
 
 
-@pytest.mark.parametrize("given", ["1", b"1", None, 1j, object(), [], [1, 2], np.zeros(2), [[1], [2, 3]], {}], ids=repr)
+@pytest.mark.parametrize("given", ["1", b"1", None, 1j, [], [1, 2], np.zeros(2), [[1], [2, 3]], {}], ids=repr)
 def test_a_reward_that_is_no_number_is_refused(given):
     said = fault_of(lambda: answered(BOX, step_with(reward=given)).step(0))
     assert re.search(r"^environment 7 returned (a )?reward .*(not a number)", said)
