@@ -17,6 +17,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+import rogues
+
 INF = np.inf
 
 
@@ -297,7 +299,7 @@ class Step(NamedTuple):
     info: Any
 
 
-def _raise(error: Exception) -> Any:
+def _raise(error: BaseException) -> Any:
     raise error
 
 
@@ -324,6 +326,14 @@ FAULTS: dict[str, Callable[[Step], Any]] = {
     "mask of a wrong shape": lambda step: step._replace(info={"action_mask": np.ones(4, np.int8)}),
     "info that is nothing": lambda step: step._replace(info=None),
     "four values": lambda step: tuple(step)[:4],
+    "large reward": lambda step: step._replace(reward=1e25),
+    "reward that is text": lambda step: step._replace(reward="1"),
+    "end that is nothing": lambda step: step._replace(terminated=None),
+    "end that is text": lambda step: step._replace(truncated="False"),
+    "ends the process": lambda step: sys.exit(3),
+    "raises no Exception": lambda step: _raise(BaseException("the probe\nfailed on purpose")),
+    "hangs": lambda step: rogues.sleep_for_ever(),
+    "hangs and swallows": lambda step: rogues.swallow_for_ever(),
     "raises": lambda step: _raise(ZeroDivisionError("the probe\nfailed on purpose")),
     "raises in reset": lambda step: step._replace(terminated=True),  # and then reset raises
 }

@@ -400,7 +400,7 @@ def test_a_description_without_a_key_is_refused_by_the_key(key, artefact):
         ({"network": {"hidden": [9]}}, ["'network.weights.0'", "[3, 8]", "[3, 9]"]),
         ({"network": {"hidden": [8, 8]}}, ["'network."]),
         ({"network": {"hidden": [0]}}, ["hidden"]),
-        ({"network": {"hidden": [10**9, 10**9]}}, ["network.hidden", "bytes"]),
+        ({"network": {"hidden": [10_000, 10_000]}}, ["network.hidden", "bytes"]),
         ({"network": {"hidden": [8], "width": 3}}, ["width"]),
         ({"network": {"hidden": [8], "activation": "exec"}}, ["activation", "exec"]),
         ({"network": [8]}, ["policy"]),
@@ -451,7 +451,8 @@ def test_evaluation_counts_whole_episodes_exactly(episodes):
     result = sf.evaluate(
         agent_of(numbers(1), spaces.Discrete(2)), partial(probes.Lengths, (2, 5, 9)), episodes=episodes
     )
-    assert result.keys() == {"return", "length"}
+    assert result.keys() == {"return", "length", "cut"}
+    assert result["cut"] == 0
     assert result["return"].keys() == {"mean", "std", "episodes"}
     assert result["length"].keys() == {"mean"}
     assert result["return"]["episodes"] == episodes

@@ -16,8 +16,8 @@ from surefoot.settings import check
 ROOT = Path(surefoot.__file__).parent
 DOCS = ROOT.parents[1] / "docs"
 ORDER = [
-    ["_version", "errors", "compilation", "arrays", "divergences"],
-    ["settings"],
+    ["_version", "errors", "compilation", "arrays", "divergences", "reading"],
+    ["settings", "files"],
     ["config"],
     ["recipe"],
     ["distributions", "steps"],
@@ -52,10 +52,10 @@ ORDER = [
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 INDEPENDENT = {
-    "history": {"errors"},
+    "history": {"errors", "reading"},
     "calibration": {"history"},
     "doctor": {"errors", "history", "calibration"},
-    "report": {"errors", "history", "calibration", "doctor"},
+    "report": {"errors", "files", "reading", "history", "calibration", "doctor"},
     "progress": set(),
     "tensorboard": {"errors"},
 }

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import re
 import sys
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,136 +22,7 @@ from surefoot import config, history
 from surefoot.policy import make_policy
 from surefoot.rules import RULES
 from surefoot.sources import make_source
-
-TINY = {
-    "envs": 2,
-    "horizon": 8,
-    "hidden": (8,),
-    "critic_hidden": (8,),
-    "critic_epochs": 1,
-    "vectorisation": "sync",
-    "evaluation_episodes": 1,
-    "progress": False,
-}
-
-
-def train(environment: Any, out: Path, rule: Any = "pg", **settings: Any) -> sf.Run:
-    """A tiny run that warns of nothing."""
-    with warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always")
-        warnings.simplefilter("ignore", ResourceWarning)  # another test's
-        try:
-            return sf.train(environment, rule, out=out, **{**TINY, **settings})
-        finally:
-            assert [str(warning.message) for warning in warned] == []
-
-
-def refusal(kind: type[Exception], environment: Any, out: Path, rule: Any = "pg", **settings: Any) -> str:
-    """The one line with which a run is refused or given up."""
-    with pytest.raises(kind) as raised:
-        train(environment, out, rule, **settings)
-    assert type(raised.value) is kind
-    message = str(raised.value)
-    assert message.strip()
-    assert "\n" not in message
-    return message
-
-
-# Environments that go wrong.
-
-AT = 19
-SAID = {
-    # fault: what the line says went wrong, in which source step
-    "nan observation": (r"returned observation\['box'\] \[ *0\. +nan\]", AT),
-    "infinite observation": (r"returned observation\['box'\] \[-inf +0\.\]", AT),
-    "observation beyond float32": (r"returned observation\['wide'\] \[.*(inf|1e\+39).*\]", AT),
-    "observation of a wrong shape": (r"observation\['box'\] of shape \(3,\), but its space says \(2,\)", AT),
-    "observation without a key": (r"observation that has not the keys \['box', 'which', 'wide'\]", AT),
-    "observation that is no number": (r"observation\['which'\].*three", AT),
-    "observation that is nothing": (r"observation\['which'\].*None", AT),
-    "observation between two choices": (r"observation\['which'\].*1\.5", AT),
-    "observation outside its space": (r"returned observation\['which'\] 4", AT),
-    "nan reward": (r"returned reward nan", AT),
-    "infinite reward": (r"returned reward -inf", AT),
-    "reward beyond float32": (r"returned reward (1e\+39|inf)", AT),
-    "reward of a wrong shape": (r"reward of shape \(2,\)", AT),
-    "reward that is nothing": (r"reward.*None", AT),
-    "nothing allowed": (r"returned action_mask .*nothing allowed", AT),
-    "mask of a wrong shape": (r"action_mask of shape \(4,\), but 3 actions", AT),
-    "info that is nothing": (r"info.*None", AT),
-    "four values": (r"raised in step: ValueError: not enough values", AT),
-    "raises": (r"raised in step: ZeroDivisionError: the probe failed on purpose", AT),
-    "raises in reset": (r"raised in reset: ZeroDivisionError: the probe failed on purpose", AT + 1),
-}
-
-
-def assert_complete(folder: Path, updates: int) -> None:
-    """The run folder tells of so many updates, and its policy acts."""
-    told = history.read(folder)
-    assert len(told.rows) == updates
-    assert [row["update"] for row in told.rows] == list(range(1, updates + 1))
-    assert [row["steps"] for row in told.rows] == [16 * (number + 1) for number in range(updates)]
-    assert told.config["envs"] == 2
-    assert told.config["versions"]["surefoot"] == sf.__version__
-    agent = sf.load(folder)
-    agent.observation_space.seed(0)
-    assert agent.action_space.contains(agent.act(agent.observation_space.sample())[()])
-    if updates:
-        # The policy of the last update, not of the first.
-        assert agent.policy.normaliser.count == told.rows[-1]["steps"]
-
-
-def test_every_fault_is_asked_for():
-    assert SAID.keys() == probes.FAULTS.keys()
-
-
-@pytest.mark.parametrize("fault", SAID)
-def test_a_fault_is_told_in_one_line_and_leaves_a_complete_run(fault, tmp_path):
-    said, step = SAID[fault]
-    environment = probes.NewestIsFaulty(fault, AT)
-    line = refusal(sf.EnvironmentFault, environment, tmp_path / "run", steps=100)
-    assert line.startswith(f"probes:NewestIsFaulty: step {step}: environment 1 ")
-    assert re.search(said, line)
-    assert str(tmp_path / "run") in line
-    assert_complete(tmp_path / "run", updates=2)
-
-
-@pytest.mark.parametrize("fault", ["nan observation", "observation outside its space"])
-def test_a_fault_in_the_first_observation_is_told_as_the_resets(fault, tmp_path):
-    line = refusal(sf.EnvironmentFault, probes.NewestIsFaulty(fault, -1), tmp_path / "run")
-    assert line.startswith("probes:NewestIsFaulty: reset: environment 1 ")
-    assert re.search(SAID[fault][0], line)
-    assert_complete(tmp_path / "run", updates=0)
-
-
-def test_a_fault_in_the_first_reset_leaves_nothing(tmp_path):
-    line = refusal(sf.EnvironmentFault, partial(probes.Faulty, "raises in reset", -1), tmp_path / "run")
-    assert "environment 0 raised in reset: ZeroDivisionError: the probe failed on purpose" in line
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("fault", ["nan observation", "observation that is no number", "raises"])
-def test_a_fault_in_a_worker_process_is_told_as_well(fault, tmp_path, capfd):
-    line = refusal(
-        sf.EnvironmentFault, partial(probes.Faulty, fault, AT), tmp_path / "run", steps=100, vectorisation="async"
-    )
-    assert re.search(rf": step {AT}: environment [01] ", line)
-    assert re.search(SAID[fault][0], line)
-    assert_complete(tmp_path / "run", updates=2)
-    assert "Traceback" not in "".join(capfd.readouterr())
-
-
-def test_a_callable_inside_a_partial_is_named_as_itself(tmp_path):
-    line = refusal(sf.EnvironmentFault, partial(probes.Faulty, "raises", 3), tmp_path / "run")
-    assert line.startswith("probes:Faulty: step 3: ")
-
-
-def test_a_fault_in_the_evaluation_names_the_step_and_leaves_the_run_complete(tmp_path):
-    # Training ends after eight steps of each environment.
-    line = refusal(sf.EnvironmentFault, probes.NewestIsFaulty("raises", 10), tmp_path / "run", steps=16)
-    assert line.startswith("probes:NewestIsFaulty: evaluation: step 10: environment 0 raised in step: ZeroDivision")
-    assert_complete(tmp_path / "run", updates=1)
-
+from tiny import refusal, train
 
 # Environments that there are not.
 

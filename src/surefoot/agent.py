@@ -7,7 +7,6 @@ mapping of actions; not the trainer's settings.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from itertools import pairwise
 from pathlib import Path
@@ -22,8 +21,9 @@ import safetensors.numpy
 
 from surefoot import config
 from surefoot._version import __version__
-from surefoot.errors import RunError, SettingError, SurefootError
+from surefoot.errors import RunError, SettingError, SurefootError, printable, shown
 from surefoot.policy import HostPolicy, NeuralPolicy, make_policy
+from surefoot.reading import parse_json, read_bytes, read_json
 from surefoot.record import write_atomically
 from surefoot.settings import as_json, digest, dumps
 from surefoot.spaces import describe, lawful, make_encoder, make_head, one_line, parse, unlawful
@@ -92,7 +92,7 @@ class Agent:
         try:
             allowed = np.asarray(mask).astype(bool)
         except (TypeError, ValueError):
-            raise SettingError(f"mask must be an array of shape {wanted}, but {mask!r} came") from None
+            raise SettingError(f"mask must be an array of shape {wanted}, but {shown(mask)} came") from None
         if size is not None and allowed.shape == wanted[-1:]:  # one mask for a whole batch
             allowed = np.broadcast_to(allowed, wanted)
         if allowed.shape != wanted:
@@ -123,7 +123,7 @@ def _arrays(observation: Any, space: Any, dtype: Any, name: str = "observation")
     except ValueError:
         array = np.empty((), object)
     if array.dtype.kind not in "biuf":
-        raise SettingError(f"{name} must be an array of shape {space.shape} of numbers, but {observation!r} came")
+        raise SettingError(f"{name} must be an array of shape {space.shape} of numbers, but {shown(observation)} came")
     if array.shape == space.shape:
         size = None
     elif array.ndim == len(space.shape) + 1 and array.shape[1:] == space.shape:
@@ -170,10 +170,11 @@ def load(path: str | os.PathLike) -> Agent:
 
     Raises RunError where there is none or it does not fit together, naming the key.
     """
-    folder = policy_folder(path)
+    folder = Path(path)
     try:
-        description = json.loads((folder / "policy.json").read_text())
-        blob = (folder / "policy.safetensors").read_bytes()
+        folder = policy_folder(path)
+        description = read_json(folder / "policy.json")
+        blob = read_bytes(folder / "policy.safetensors")
     except (OSError, ValueError) as error:
         raise RunError(f"{path} holds no policy that can be read: {error}") from None
     return _assemble(description, blob, str(folder))
@@ -206,14 +207,14 @@ def _assemble(description: Any, blob: bytes, where: str) -> Agent:
     except RunError:
         raise
     except (SurefootError, LookupError, TypeError, ValueError, AttributeError, safetensors.SafetensorError) as error:
-        raise RunError(f"{where} does not fit together: {error}") from None
+        raise RunError(f"{where} does not fit together: {printable(error)}") from None
     # After what does not fit was named, which says more.
     environment = str(entry("environment"))
     told = {"policy.safetensors": entry("tensor_sha256"), "policy.json": entry("sha256")}
     rest = {key: value for key, value in description.items() if key != "sha256"}
     for file, found in (("policy.safetensors", hashlib.sha256(blob).hexdigest()), ("policy.json", digest(rest))):
         if told[file] != found:
-            raise RunError(f"{where}/{file} is not as it was written: its sha256 is {found}, not {told[file]}")
+            raise RunError(f"{where}/{file} is not as it was written: its sha256 is {found}, not {shown(told[file])}")
     return Agent(policy, *spaces, environment=environment)
 
 
@@ -230,7 +231,7 @@ def _check_size(spaces: Any, network: config.Network, itemsize: int, available: 
 
 def _check_types(blob: bytes, dtype: str, where: str) -> None:
     """Name a tensor whose number type NumPy may not even have. The header is JSON behind its length."""
-    header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])
+    header = parse_json(blob[8 : 8 + int.from_bytes(blob[:8], "little")])
     for name, entry in header.items():
         if name != "__metadata__" and entry["dtype"] != {"float32": "F32", "float64": "F64"}[dtype]:
             raise RunError(f"{where}/policy.safetensors: tensor {name!r} is {entry['dtype']}, not {dtype}")

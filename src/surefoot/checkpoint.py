@@ -2,14 +2,15 @@
 
 A checkpoint is two files in the run's `checkpoints` folder, update-N.safetensors with every array and
 update-N.json with the rest and a digest of the first. The JSON is written last: where it stands, the other
-was whole. The newest sound one is the one to go on from.
+was whole. The newest sound one of the run is the one to go on from.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,39 +21,57 @@ import safetensors
 import safetensors.numpy
 
 from surefoot.errors import RunError
-from surefoot.record import write_atomically
-from surefoot.settings import dumps
+from surefoot.files import make_folder, write_atomically
+from surefoot.reading import parse_json, read_bytes
+from surefoot.settings import digest, dumps
 
 FORMAT_VERSION = 1
 KEPT = 3
 _FOLDER = "checkpoints"
+_NAME = re.compile(r"update-(\d{8,18})")
 
 
 class Checkpoint(NamedTuple):
     """What a checkpoint holds.
 
     Attributes:
+        update: how many updates were made when it was written.
+        identity: of the run that wrote it.
         arrays: by name.
         facts: plain values, as JSON has them.
         file: where it was read from.
     """
 
+    update: int
+    identity: str
     arrays: dict[str, np.ndarray]
     facts: dict[str, Any]
     file: Path
 
 
-def write(run: Path, update: int, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
-    """Write the checkpoint of an update and let go of all but the newest few. Raises RunError."""
+def write(
+    run: Path, identity: str, update: int, arrays: dict[str, np.ndarray], facts: dict[str, Any], sound: Sequence[int]
+) -> list[int]:
+    """Write the checkpoint of an update and let go of those that are older than the newest few sound ones.
+
+    Arguments:
+        run: the run's folder.
+        identity: of the run; a checkpoint with another one is not gone on from.
+        update, arrays, facts: what the checkpoint holds.
+        sound: updates whose checkpoints are known to be sound, in order. Others may be there, newer ones too, which a
+            run that went on from an older one has passed by: they are no reason to remove a sound one.
+
+    Returns: the updates whose checkpoints are now known to be sound and kept.
+
+    Raises RunError where the disk refuses it; every older checkpoint is then still there.
+    """
     folder = run / _FOLDER
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{folder} cannot be made: {error.strerror or error}") from error
-    stem = folder / f"update-{update:08d}"
+    make_folder(folder)
+    stem = folder / _stem(update)
     blob = safetensors.numpy.save(arrays)
     described = {
         "format_version": FORMAT_VERSION,
+        "run": identity,
         "update": update,
         "bytes": len(blob),
         "sha256": hashlib.sha256(blob).hexdigest(),
@@ -60,55 +79,72 @@ def write(run: Path, update: int, arrays: dict[str, np.ndarray], facts: dict[str
     }
     write_atomically(stem.with_suffix(".safetensors"), blob)
     write_atomically(stem.with_suffix(".json"), _sealed(described))
-    for old in sorted(folder.glob("update-*.json"))[:-KEPT]:
+    sound = [*(known for known in sound if known < update), update][-KEPT:]
+    if len(sound) == KEPT:
         # The JSON goes first, as it came last.
-        old.unlink(missing_ok=True)
-        old.with_suffix(".safetensors").unlink(missing_ok=True)
+        for kind in (".json", ".safetensors"):
+            for old in _updates(run, kind):
+                if old < sound[0]:
+                    with contextlib.suppress(OSError):  # what cannot be removed must not end the run
+                        (folder / _stem(old)).with_suffix(kind).unlink()
+    return sound
 
 
-def newest(run: Path, told: Callable[[str], None]) -> Checkpoint | None:
-    """The newest sound checkpoint of a run, None where there is none; `told` is given a line for each unsound one."""
-    for file in sorted((run / _FOLDER).glob("update-*.json"), reverse=True):
+def found(run: Path, identity: str, passed_by: Callable[[str], None]) -> Iterator[Checkpoint]:
+    """The sound checkpoints of a run, newest first; `passed_by` is given a line for each other one in between."""
+    for update in sorted(_updates(run, ".json") | _updates(run, ".safetensors"), reverse=True):
+        file = (run / _FOLDER / _stem(update)).with_suffix(".json")
         try:
-            return read(file)
+            checkpoint = read(file)
+            if checkpoint.identity != identity:
+                raise RunError(f"{file} is of another run")
         except RunError as error:
-            told(str(error))
-    return None
+            passed_by(str(error))
+        else:
+            yield checkpoint
 
 
 def read(file: Path) -> Checkpoint:
     """The checkpoint whose JSON is `file`. Raises RunError where a byte of it is not as it was written."""
     try:
-        described = _unsealed(file.read_bytes())
-        blob = file.with_suffix(".safetensors").read_bytes()
+        described = _unsealed(read_bytes(file))
         if described["format_version"] != FORMAT_VERSION:
             raise RunError(
                 f"{file}: format_version {described['format_version']!r} is not {FORMAT_VERSION}, the one read here"
             )
+        if _stem(described["update"]) != file.stem:
+            raise RunError(f"{file} has another name than it was written under, {_stem(described['update'])}.json")
+        blob = read_bytes(file.with_suffix(".safetensors"))
         if described["bytes"] != len(blob) or described["sha256"] != hashlib.sha256(blob).hexdigest():
             raise RunError(f"{file.with_suffix('.safetensors')} is not as it was written")
-        return Checkpoint(safetensors.numpy.load(blob), described["facts"], file)
+        arrays = safetensors.numpy.load(blob)
+        return Checkpoint(described["update"], described["run"], arrays, described["facts"], file)
     except RunError:
         raise
     except (OSError, ValueError, LookupError, TypeError, AttributeError, safetensors.SafetensorError) as error:
         raise RunError(f"{file} is no checkpoint that can be read: {error}") from None
 
 
+def _stem(update: int) -> str:
+    return f"update-{update:08d}"
+
+
+def _updates(run: Path, kind: str) -> set[int]:
+    """The updates of which something is there that is named as a checkpoint's file of this kind."""
+    named = (_NAME.fullmatch(file.stem) for file in (run / _FOLDER).glob(f"update-*{kind}"))
+    return {int(match[1]) for match in named if match}
+
+
 def _sealed(described: dict[str, Any]) -> bytes:
     """The description as JSON, with its own digest as the first entry."""
-    return dumps({"digest": _digest(described), **described}).encode()
+    return dumps({"digest": digest(described), **described}).encode()
 
 
 def _unsealed(content: bytes) -> dict[str, Any]:
-    described = json.loads(content)
-    if described.pop("digest") != _digest(described):
+    described = parse_json(content)
+    if described.pop("digest") != digest(described):
         raise ValueError("its digest does not fit")
     return described
-
-
-def _digest(described: dict[str, Any]) -> str:
-    # Python writes what it read from JSON in the same characters again.
-    return hashlib.sha256(dumps(described).encode()).hexdigest()
 
 
 def arrays_of(tree: Any, prefix: str) -> dict[str, np.ndarray]:

@@ -1,8 +1,12 @@
-"""Compiled programs are kept between processes, so that only the first run of a kind waits for the compiler."""
+"""Compiled programs are kept between processes, so that only the first run of a kind waits for the compiler.
+
+They are machine code that is run as it is read: whoever can write in their folder runs code as the user.
+"""
 
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 import jax
@@ -13,16 +17,26 @@ def keep_compiled_programs() -> None:
 
     Leaves JAX as it is where the user has said anything about the cache: JAX_COMPILATION_CACHE_DIR or
     jax.config's jax_compilation_cache_dir name another folder, JAX_ENABLE_COMPILATION_CACHE=false turns it
-    off. A folder that cannot be made is done without.
+    off. A folder that cannot be made is done without, and so is one that is another's or that others may write in.
     """
     known = jax.config.values
     if known["jax_compilation_cache_dir"] is None and known["jax_enable_compilation_cache"]:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "surefoot" / "compiled"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not _ours_alone(folder):
+                return
         except OSError:
             return
         jax.config.update("jax_compilation_cache_dir", str(folder))
         # JAX by default keeps only what took a second to compile; ten programs of half a second count too.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _ours_alone(folder: Path) -> bool:
+    """Whether the folder is this user's and nobody else may write in it; where there are no users, it is."""
+    found = folder.stat()
+    return not hasattr(os, "getuid") or (
+        found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    )

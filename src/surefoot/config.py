@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 from surefoot.errors import SettingError, did_you_mean
@@ -213,7 +214,7 @@ RULES: dict[str, type[RuleSettings]] = {rule.name: rule for rule in (TRPO, NPG, 
 class Network(Settings):
     """The policy's network: a multilayer perceptron on the normalised observation."""
 
-    hidden: tuple[int, ...] = setting((64, 64), "Width of each hidden layer.", at_least=1)
+    hidden: tuple[int, ...] = setting((64, 64), "Width of each hidden layer.", at_least=1, at_most=65536)
     activation: Literal["tanh", "relu", "silu", "elu"] = setting("tanh", "The hidden layers' activation.")
     log_std: float = setting(-0.5, "Initial log standard deviation of a Gaussian policy.", at_least=-20, at_most=5)
     normalise: bool = setting(True, "Normalise observations by their running mean and standard deviation.")
@@ -223,7 +224,7 @@ class Network(Settings):
 class Critic(Settings):
     """The value function and its fit."""
 
-    hidden: tuple[int, ...] = setting((64, 64), "Width of each hidden layer.", at_least=1)
+    hidden: tuple[int, ...] = setting((64, 64), "Width of each hidden layer.", at_least=1, at_most=65536)
     activation: Literal["tanh", "relu", "silu", "elu"] = setting("tanh", "The hidden layers' activation.")
     step_size: float = setting(1e-3, "Adam's step size.", above=0)
     epochs: int = setting(4, "Passes over the batch after each update.", at_least=1)
@@ -259,6 +260,13 @@ class Collection(Settings):
         "By default ten episode limits.",
         at_least=1,
     )
+    step_seconds: float | None = setting(
+        300.0,
+        "Seconds that one step or reset of an environment may take before the run is given up; none: any time. "
+        "EnvPool's steps are not watched.",
+        above=0,
+        at_most=1_000_000,
+    )
 
 
 FEWEST_ENVIRONMENTS = 8
@@ -287,6 +295,10 @@ class Certification(Settings):
     )
 
 
+_MOST_WEIGHTS = 2**28  # a gigabyte of them, and as much again for each moment of the optimiser
+_MOST_ROWS = 2**31 - 1  # as many as an index of 32 bits reaches
+
+
 @dataclass(frozen=True)
 class Run(Settings):
     """One whole run."""
@@ -306,6 +318,15 @@ class Run(Settings):
     def check_together(self) -> None:
         """Refuse settings that are legal alone but not together. Raises SettingError."""
         _ = self.held_out
+        for name, hidden in (("hidden", self.network.hidden), ("critic_hidden", self.critic.hidden)):
+            weights = sum(before * after for before, after in pairwise(hidden))
+            if weights > _MOST_WEIGHTS:
+                raise SettingError(f"{name} must have at most {_MOST_WEIGHTS} weights, but {weights} came; take less")
+        if self.collection.envs * self.collection.horizon > _MOST_ROWS:
+            raise SettingError(
+                f"envs times horizon must be at most {_MOST_ROWS} steps an update, but "
+                f"{self.collection.envs} times {self.collection.horizon} came; shorten the horizon"
+            )
         if self.certification.guard and self.collection.envs < FEWEST_ENVIRONMENTS:
             raise SettingError(
                 f"guard needs at least {FEWEST_ENVIRONMENTS} environments for an interval of the gain, "
@@ -347,7 +368,7 @@ def make_run(**values: Any) -> Run:
         if name not in known:
             raise SettingError(f"unknown setting {name!r}{did_you_mean(name, known)}")
         group, item = known[name]
-        check(option_field(name)[0], item, value, shown=name)
+        check(option_field(name)[0], item, value, called=name)
         (nested[group] if group else arguments)[item] = value
     for group, kind in groups(Run).items():
         arguments[group] = kind(**nested[group])

@@ -42,6 +42,22 @@ class Stopped(KeyboardInterrupt):
     """A run that was asked to stop, and did so after an update, with a checkpoint."""
 
 
+def printable(text: object) -> str:
+    """As text of one line that a terminal shows and does not obey: white space as blanks, control characters, marks
+    of writing direction and whatever else is not to be seen as their codes."""
+    line = " ".join(str(text).split())
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in line)
+
+
+def shown(value: object) -> str:
+    """The value as Python writes it, but in one line of at most 200 characters."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # a number of too many digits, or an object whose own repr fails
+        text = f"a {type(value).__name__} that cannot be shown"
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     """The known names that look most like `name`, best first; empty when none does."""
     known = list(known)

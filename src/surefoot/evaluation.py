@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import gymnasium
 import jax
 import numpy as np
 
 from surefoot.agent import Agent
+from surefoot.config import Collection
 from surefoot.errors import EnvironmentFault, RunError, SettingError, SurefootError
-from surefoot.sources.environments import environment_name, maker
+from surefoot.settings import check
+from surefoot.sources.environments import environment_name, guarded, maker
 from surefoot.sources.guard import line
 from surefoot.sources.gymnasium import GymnasiumSimulator
-from surefoot.spaces import make_encoder, make_head, one_line
+from surefoot.sources.host import returned, unlawful_observations, unlawful_reward
+from surefoot.sources.watch import Watch
+from surefoot.spaces import make_encoder, make_head, one_line, space_tree
 
-_LONGEST_EPISODE = 100_000
+LONGEST_EPISODE = 30_000
+"""Steps after which an evaluation cuts an episode that has not ended."""
+
 _SIDE_BY_SIDE = 20
+_LONGEST_FILM = 3_000  # frames, which are held in memory
+_STEP_SECONDS = Collection().step_seconds
 
 
 def evaluate(
@@ -27,78 +37,138 @@ def evaluate(
     episodes: int = 20,
     seed: int = 0,
     deterministic: bool = True,
+    step_seconds: float | None = _STEP_SECONDS,
 ) -> dict[str, Any]:
-    """Returns and lengths of `episodes` whole episodes: {"return": {"mean", "std", "episodes"}, "length": {"mean"}}.
+    """Returns and lengths of whole episodes: {"return": {"mean", "std", "episodes"}, "length": {"mean"}, "cut"}.
 
     The standard deviation is over episodes (that of the population). Each environment stepped side by
     side plays a number of episodes fixed beforehand, so short ones are not favoured.
 
-    Raises EnvironmentFault where an environment fails or an episode does not end in 100,000 steps.
+    An episode that has not ended after 30,000 steps is cut there and counted with its return until then; "cut" says
+    how many were. After a first cut no further episode is begun, so "episodes" may be fewer than were asked for: an
+    environment that never ends costs no more than 60,000 steps of each of up to twenty copies.
+
+    `step_seconds` is how long one step or reset of an environment may take (see `surefoot train --help`).
+
+    Raises EnvironmentFault where an environment fails, naming it and the step.
     """
     if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 1:
         raise SettingError(f"episodes must be a whole number, at least 1, but {episodes!r} came")
+    check(Collection, "step_seconds", step_seconds)
     count = min(episodes, _SIDE_BY_SIDE)
     wanted = np.full(count, episodes // count) + (np.arange(count) < episodes % count)
     sequence = np.random.SeedSequence((seed, 0x5EED))
     seeds = [int(value) & 0x7FFFFFFF for value in sequence.generate_state(count, np.uint32)]
     generator = np.random.default_rng(sequence)
     name = environment_name(environment)
-    step = 0
-    simulator = GymnasiumSimulator(maker(environment), count, asynchronous=False)
-    for made, trained in zip(
-        (make_encoder(simulator.observation_space), *make_head(simulator.action_space)),
-        (agent.policy.encoder, agent.policy.head, agent.policy.action_map),
-        strict=True,
-    ):
-        if made != trained:
-            simulator.close()
-            raise SettingError(
-                f"environment {name!r} has the spaces {one_line(simulator.observation_space)} and "
-                f"{one_line(simulator.action_space)}, but the agent was trained for "
-                f"{one_line(agent.observation_space)} and {one_line(agent.action_space)}"
-            )
-    returns: list[float] = []
-    lengths: list[int] = []
+    limited = functools.partial(_limited, maker(environment))
+    simulator = GymnasiumSimulator(limited, count, step_seconds=step_seconds)
     try:
-        observed = simulator.reset(seeds)
-        total, length = np.zeros(count), np.zeros(count, int)
-        fresh = np.zeros(count, bool)
-        while wanted.any():
-            # The simulator writes its next observation into the same memory.
-            observation = jax.tree.map(np.array, observed.observation)
-            action = agent.act(observation, observed.mask, deterministic=deterministic, generator=generator)
-            simulator.send(action)
-            observed, reward, terminated, truncated = simulator.receive()
-            step += 1
-            if not np.isfinite(reward).all():
-                index = int(np.argmin(np.isfinite(reward)))
-                raise EnvironmentFault(f"environment {index} returned reward {reward[index]}")
-            total += reward
-            length += ~fresh
-            ended = (terminated | truncated) & ~fresh
-            for index in np.flatnonzero(ended).tolist():
-                if wanted[index]:
-                    returns.append(float(total[index]))
-                    lengths.append(int(length[index]))
-                    wanted[index] -= 1
-                total[index] = 0.0
-                length[index] = 0
-            fresh = ended
-            if length.max() >= _LONGEST_EPISODE:
-                raise EnvironmentFault(
-                    f"an episode has not ended after {_LONGEST_EPISODE} steps; wrap it in gymnasium.wrappers.TimeLimit"
-                )
+        _check_spaces(agent, simulator, name)
+        layout = space_tree(simulator.observation_space)
+        with simulator.watched():
+            played = _play(agent, simulator, layout, seeds, wanted, deterministic, generator)
     except EnvironmentFault as fault:
-        raise EnvironmentFault(f"{name}: evaluation: step {step}: {fault}") from fault
+        raise EnvironmentFault(f"{name}: evaluation: {fault}") from fault
     finally:
         simulator.close()
+    returns, lengths = np.array([row.total for row in played]), np.array([row.length for row in played])
     return {
-        "return": {"mean": float(np.mean(returns)), "std": float(np.std(returns)), "episodes": episodes},
-        "length": {"mean": float(np.mean(lengths))},
+        "return": {"mean": float(returns.mean()), "std": float(returns.std()), "episodes": len(played)},
+        "length": {"mean": float(lengths.mean())},
+        "cut": sum(row.cut for row in played),
     }
 
 
-def repeatable(agent: Agent, environment: str | Callable[[], Any], *, seed: int = 0, steps: int = 100) -> bool:
+class _Episode(NamedTuple):
+    total: float
+    length: int
+    cut: bool
+
+
+# What does not fit into 32 bits becomes infinite, which is reported.
+@np.errstate(over="ignore", invalid="ignore")
+def _play(
+    agent: Agent,
+    simulator: GymnasiumSimulator,
+    layout: Any,
+    seeds: list[int],
+    wanted: np.ndarray,
+    deterministic: bool,
+    generator: np.random.Generator,
+) -> list[_Episode]:
+    """`wanted` episodes of each environment. Raises EnvironmentFault, naming the step."""
+    played: list[_Episode] = []
+    count = len(wanted)
+    total, length = np.zeros(count), np.zeros(count, int)
+    fresh = np.zeros(count, bool)
+    step = 0
+    where = "reset"
+    try:
+        observed = simulator.reset(seeds)
+        while wanted.any():
+            # The simulator writes its next observation into the same memory.
+            observation, mask = jax.tree.map(np.array, (observed.observation, observed.mask))
+            if mask is not None:
+                mask[fresh] = True  # no action is taken in an episode's last observation
+            _check(observation, mask, layout)
+            where = f"step {step}"
+            action = agent.act(observation, mask, deterministic=deterministic, generator=generator)
+            simulator.send(action)
+            observed, reward, terminated, truncated = simulator.receive()
+            for index in np.flatnonzero(unlawful_reward(reward))[:1]:
+                raise EnvironmentFault(f"environment {index} {returned('reward', reward[index])}")
+            step += 1
+            total += reward
+            length += ~fresh
+            ended = (terminated | truncated) & ~fresh
+            for index in np.flatnonzero(ended & (wanted > 0)).tolist():
+                cut = bool(length[index] >= LONGEST_EPISODE and not terminated[index])
+                played.append(_Episode(float(total[index]), int(length[index]), cut))
+                wanted[index] -= 1
+            if any(episode.cut for episode in played):
+                wanted = np.minimum(wanted, ~(ended | fresh))  # what runs is played on
+            total[ended], length[ended] = 0.0, 0
+            fresh = ended
+    except EnvironmentFault as fault:
+        raise EnvironmentFault(f"{where}: {fault}") from fault
+    return played
+
+
+def _check(observation: Any, mask: np.ndarray | None, layout: Any) -> None:
+    """Raise EnvironmentFault at the first observation that an agent cannot act on."""
+    narrow = jax.tree.map(
+        lambda leaf: leaf.astype(np.float32)[None] if leaf.dtype.kind == "f" else leaf[None], observation
+    )
+    for _, index, what, value in unlawful_observations(narrow, layout, 1):
+        raise EnvironmentFault(f"environment {index} {returned(what, value)}")
+    for index in np.flatnonzero(~mask.any(axis=-1))[:1] if mask is not None else ():
+        raise EnvironmentFault(f"environment {index} {returned('action_mask', 'nothing allowed')}")
+
+
+def _check_spaces(agent: Agent, simulator: GymnasiumSimulator, name: str) -> None:
+    """Raise SettingError where the environments are not those that the agent was trained for."""
+    found = (make_encoder(simulator.observation_space), *make_head(simulator.action_space))
+    if found != (agent.policy.encoder, agent.policy.head, agent.policy.action_map):
+        raise SettingError(
+            f"environment {name!r} has the spaces {one_line(simulator.observation_space)} and "
+            f"{one_line(simulator.action_space)}, but the agent was trained for "
+            f"{one_line(agent.observation_space)} and {one_line(agent.action_space)}"
+        )
+
+
+def _limited(make: Callable[..., gymnasium.Env]) -> gymnasium.Env:
+    return gymnasium.wrappers.TimeLimit(make(), LONGEST_EPISODE)
+
+
+def repeatable(
+    agent: Agent,
+    environment: str | Callable[[], Any],
+    *,
+    seed: int = 0,
+    steps: int = 100,
+    step_seconds: float | None = _STEP_SECONDS,
+) -> bool:
     """Whether two of the environment, reset with one seed and given the same actions, show the same bits.
 
     Raises EnvironmentFault where an environment fails.
@@ -107,29 +177,28 @@ def repeatable(agent: Agent, environment: str | Callable[[], Any], *, seed: int 
     make = maker(environment)
     copies: list[Any] = []
     generator = np.random.default_rng(np.random.SeedSequence((seed, 0x5A3E)))
-    try:
-        copies += [make() for _ in range(2)]
-        shown = [env.reset(seed=seed % 2**31) for env in copies]
-        for _ in range(steps):
-            if not _same([observation for observation, _ in shown]):
-                return False
-            observation, info = shown[0]
-            mask = info.get("action_mask")
-            action = _given(agent.act(observation, mask, deterministic=False, generator=generator))
-            stepped = [env.step(action) for env in copies]
-            if not _same([result[:4] for result in stepped]):
-                return False
-            shown = [(result[0], result[4]) for result in stepped]
-            if stepped[0][2] or stepped[0][3]:
-                shown = [env.reset() for env in copies]
-        return True
-    except SurefootError:
-        raise
-    except Exception as error:
-        raise EnvironmentFault(f"{name}: {line(error)}") from error
-    finally:
-        for env in copies:
-            env.close()
+    with Watch(step_seconds) as watch:
+        try:
+            copies += [guarded(make, index, watch) for index in range(2)]
+            shown = [env.reset(seed=seed % 2**31) for env in copies]
+            for _ in range(steps):
+                if not _same([observation for observation, _ in shown]):
+                    return False
+                observation, info = shown[0]
+                action = agent.act(observation, info.get("action_mask"), deterministic=False, generator=generator)
+                # An environment may write into what it is given.
+                stepped = [env.step(_given(action.copy())) for env in copies]
+                if not _same([result[:4] for result in stepped]):
+                    return False
+                shown = [(result[0], result[4]) for result in stepped]
+                if stepped[0][2] or stepped[0][3]:
+                    shown = [env.reset() for env in copies]
+            return True
+        except SurefootError as error:
+            raise EnvironmentFault(f"{name}: {error}") from error
+        finally:
+            for env in copies:
+                env.close()
 
 
 def _given(action: np.ndarray) -> Any:
@@ -145,7 +214,8 @@ def _same(pair: list[Any]) -> bool:
 
 
 def film(agent: Agent, environment: str | Callable[[], Any], file: str | Path, *, seed: int = 0) -> None:
-    """One deterministic episode as a moving picture, .gif or .mp4 (which needs imageio-ffmpeg).
+    """One deterministic episode, at most 3,000 frames of it, as a moving picture, .gif or .mp4 (which needs
+    imageio-ffmpeg).
 
     Raises RunError where the environment cannot be drawn here or the file cannot be written.
     """
@@ -155,20 +225,20 @@ def film(agent: Agent, environment: str | Callable[[], Any], file: str | Path, *
     if file.suffix not in (".gif", ".mp4"):
         raise RunError(f"video must end in .gif or .mp4, but {file.name!r} came")
     try:
-        env = maker(environment, render_mode="rgb_array")()
-        try:
-            observation, info = env.reset(seed=seed)
-            frames, over = [env.render()], False
-            while not over and len(frames) < _LONGEST_EPISODE:
-                mask = info.get("action_mask")
-                observation, _, terminated, truncated, info = env.step(_given(agent.act(observation, mask)))
-                frames.append(env.render())
-                over = terminated or truncated
-            rate = env.metadata.get("render_fps", 30)
-        finally:
-            env.close()
+        with Watch(_STEP_SECONDS) as watch:
+            env = guarded(maker(environment, render_mode="rgb_array"), 0, watch)
+            try:
+                observation, info = env.reset(seed=seed)
+                frames, over = [env.render()], False
+                while not over and len(frames) < _LONGEST_FILM:
+                    mask = info.get("action_mask")
+                    observation, _, terminated, truncated, info = env.step(_given(agent.act(observation, mask)))
+                    frames.append(env.render())
+                    over = terminated or truncated
+                rate = env.metadata.get("render_fps", 30)
+            finally:
+                env.close()
         options = {"duration": 1000 / rate, "loop": 0} if file.suffix == ".gif" else {"fps": rate}
         imageio.mimwrite(file, frames, **options)  # type: ignore[arg-type]
     except Exception as error:
-        line = " ".join(f"{type(error).__name__}: {error}".split())
-        raise RunError(f"video {file} cannot be made: {line}") from error
+        raise RunError(f"video {file} cannot be made: {line(error)}") from error

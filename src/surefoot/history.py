@@ -1,8 +1,7 @@
-"""Reading a run folder. Imports nothing of surefoot but its errors: what is read here was only ever written."""
+"""Reading a run folder, which anyone may have written. Imports nothing of surefoot but what reads and refuses."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from surefoot.errors import RunError, did_you_mean
+from surefoot.reading import parse_json, read_bytes, read_json
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,16 @@ def read(path: str | os.PathLike) -> History:
     """
     folder = Path(path)
     try:
-        configuration = json.loads((folder / "config.json").read_text())
-        lines = (folder / "metrics.jsonl").read_text().split("\n")
+        configuration = read_json(folder / "config.json")
+        lines = read_bytes(folder / "metrics.jsonl").split(b"\n")
     except (OSError, ValueError) as error:
         raise RunError(f"{folder} holds no run that can be read: {error}") from None
     rows = []
     for number, line in enumerate(lines, start=1):
-        if not line:
+        if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             if not isinstance(row, dict):
                 raise ValueError("not an object")
         except ValueError:
@@ -82,7 +82,7 @@ def _evaluation(folder: Path) -> dict[str, Any] | None:
     if not file.exists():
         return None
     try:
-        found = json.loads(file.read_text())
+        found = read_json(file)
         if not isinstance(found, dict):
             raise ValueError("not an object")
     except (OSError, ValueError) as error:

@@ -368,6 +368,7 @@ def settled(row: dict[str, Any]) -> dict[str, Any]:
 
 def _episode_metrics(returns: np.ndarray, lengths: np.ndarray) -> dict[str, Any]:
     none = len(returns) == 0
+    returns = returns.astype(np.float64)  # squares of what 32 bits hold
     return {
         "episodes": len(returns),
         "return_mean": None if none else float(returns.mean()),

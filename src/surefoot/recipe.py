@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from surefoot import config
-from surefoot.errors import SettingError, did_you_mean
+from surefoot.errors import SettingError, did_you_mean, printable, shown
+from surefoot.reading import read_json
 
-_OTHERS = ("environment", "rule", "rule_settings", "trust_region", "versions")
+_OTHERS = ("id", "environment", "rule", "rule_settings", "trust_region", "versions")
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Recipe:
         rule: the rule's name; None where none is named.
         rule_settings: of the rule, by name.
         settings: of the run, by name.
+        identity: the run's own, by which its checkpoints are known; empty where there is none.
         versions: of surefoot and what it is built on, by package, as they were when the file was written.
     """
 
@@ -31,6 +32,7 @@ class Recipe:
     rule: str | None = None
     rule_settings: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    identity: str = ""
     versions: dict[str, str] = field(default_factory=dict)
 
 
@@ -40,12 +42,11 @@ def read_recipe(path: str | os.PathLike) -> Recipe:
     Raises SettingError for what cannot be read, an unknown key (with the nearest right one), and a value outside
     its legal range.
     """
-    file = Path(path)
-    file = file / "config.json" if file.is_dir() else file
+    file = Path(path) / "config.json" if os.path.isdir(path) else Path(path)
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise SettingError(f"config: {file} cannot be read: {' '.join(str(error).split())}") from None
+        told = read_json(file)
+    except (OSError, ValueError) as error:
+        raise SettingError(f"config: {file} cannot be read: {printable(error)}") from None
     try:
         return _checked(told)
     except SettingError as error:
@@ -59,26 +60,27 @@ def _checked(told: Any) -> Recipe:
     known = [*config.run_options(), *_OTHERS]
     for key in settings:
         if key not in known:
-            raise SettingError(f"unknown setting {key!r}{did_you_mean(key, known)}")
+            raise SettingError(f"unknown setting {shown(key)}{did_you_mean(key, known)}")
     for key, kind, wanted in (
         ("environment", str, "a name"),
         ("rule", str, f"one of {', '.join(config.RULES)}"),
+        ("id", str, "a text"),
         ("rule_settings", dict, "a JSON object"),
         ("versions", dict, "a JSON object"),
     ):
         if key in told and not isinstance(told[key], kind):
-            raise SettingError(f"{key} must be {wanted}, but {told[key]!r} came")
+            raise SettingError(f"{key} must be {wanted}, but {shown(told[key])} came")
     config.make_run(**settings)
     rule, rule_settings = told.get("rule"), told.get("rule_settings", {})
     if rule is not None and rule not in config.RULES:
         near = did_you_mean(rule, config.RULES)
-        raise SettingError(f"rule must be one of {', '.join(config.RULES)}, but {rule!r} came{near}")
+        raise SettingError(f"rule must be one of {', '.join(config.RULES)}, but {shown(rule)} came{near}")
     if rule_settings:
         if rule is None:
             raise SettingError("rule_settings are told, but no rule that they are of")
         names = [item.name for item in dataclasses.fields(config.RULES[rule])]
         for key in rule_settings:
             if key not in names:
-                raise SettingError(f"unknown setting {key!r} of the rule {rule}{did_you_mean(key, names)}")
+                raise SettingError(f"unknown setting {shown(key)} of the rule {rule}{did_you_mean(key, names)}")
         config.RULES[rule](**rule_settings)
-    return Recipe(told.get("environment"), rule, rule_settings, settings, told.get("versions", {}))
+    return Recipe(told.get("environment"), rule, rule_settings, settings, told.get("id", ""), told.get("versions", {}))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib.metadata
 import os
 import platform
@@ -11,22 +13,8 @@ from typing import Any
 
 from surefoot._version import __version__
 from surefoot.errors import RunError
+from surefoot.files import WRITING, cannot_write, holds_anything, sweep, write_atomically, write_whole
 from surefoot.settings import dumps
-
-
-def write_atomically(path: str | Path, content: bytes) -> None:
-    """Write a file so that at any moment it is the old one or the new one, also across a power cut."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def new_run_folder(out: str | os.PathLike | None, name: str) -> Path:
@@ -37,7 +25,7 @@ def new_run_folder(out: str | os.PathLike | None, name: str) -> Path:
     try:
         if out is not None:
             folder = Path(out)
-            if folder.is_dir() and any(folder.iterdir()):
+            if folder.is_dir() and holds_anything(folder):
                 raise RunError(f"out: {folder} already holds a run or other files; name a new folder")
             folder.mkdir(parents=True, exist_ok=True)
             return folder
@@ -77,33 +65,55 @@ def differing_versions(told: Any) -> list[str]:
 
 
 class Recorder:
-    """Appends one JSON object an update to metrics.jsonl, each line flushed before the next update begins."""
+    """Appends one JSON object an update to metrics.jsonl, each line given to the system before the next update."""
 
     def __init__(self, folder: Path, configuration: dict[str, Any], kept: int = 0):
         """Write config.json (the settings, with the versions in use) and open metrics.jsonl after its first `kept`
-        lines; whatever stands behind them is dropped."""
+        lines; whatever stands behind them is dropped, and what a killed process left unfinished is swept away."""
         self.folder = folder
+        self._file = folder / "metrics.jsonl"
+        lines = _whole_lines(self._file)[:kept] if kept else []
+        if len(lines) < kept:
+            raise RunError(
+                f"{self._file} has {len(lines)} whole lines, but {kept} were recorded; put it back as it was"
+            )
+        sweep(folder, folder / "checkpoints", folder / "policy")
         content = dumps({**configuration, "versions": versions()}, indent=1)
         write_atomically(folder / "config.json", content.encode())
-        file = folder / "metrics.jsonl"
-        lines = file.read_bytes().split(b"\n")[:kept] if kept else []
-        if len(lines) < kept:
-            raise RunError(f"{file} has {len(lines)} whole lines, but {kept} were recorded")
-        write_atomically(file, b"".join(line + b"\n" for line in lines))
-        self._metrics = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed by `close`
+        write_atomically(self._file, b"".join(lines))
+        try:
+            self._metrics = os.open(self._file, WRITING | os.O_APPEND)
+        except OSError as error:
+            raise cannot_write(self._file, error) from error
 
     def append(self, row: dict[str, Any]) -> None:
-        """Write one update's row. Raises RunError where the disk refuses it."""
+        """Write one update's row, whole or not at all. Raises RunError where the disk refuses it."""
+        before = os.fstat(self._metrics)
         try:
-            self._metrics.write(dumps(row) + "\n")
-            self._metrics.flush()
+            if not before.st_nlink:  # the system would take lines for a removed file without a word
+                raise FileNotFoundError(errno.ENOENT, "the file was removed while the run went on")
+            write_whole(self._metrics, (dumps(row) + "\n").encode())
         except OSError as error:
-            raise RunError(f"{self.folder}/metrics.jsonl cannot be written: {error.strerror}") from error
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._metrics, before.st_size)
+            raise cannot_write(self._file, error) from error
 
-    def write(self, name: str, content: dict[str, Any]) -> None:
-        """Write a JSON file of the run."""
-        write_atomically(self.folder / name, dumps(content, indent=1).encode())
+    def sync(self) -> None:
+        """Make the rows so far outlast a power cut, so that no checkpoint knows of rows that are lost."""
+        try:
+            os.fsync(self._metrics)
+        except OSError as error:
+            raise cannot_write(self._file, error) from error
 
     def close(self) -> None:
         """Close metrics.jsonl."""
-        self._metrics.close()
+        os.close(self._metrics)
+
+
+def _whole_lines(file: Path) -> list[bytes]:
+    """The lines of a file with their ends; a torn last one is left out. Raises RunError."""
+    try:
+        lines = file.read_bytes().splitlines(keepends=True)
+    except OSError as error:
+        raise RunError(f"{file} cannot be read: {error.strerror or error}; put it back") from error
+    return lines if not lines or lines[-1].endswith(b"\n") else lines[:-1]

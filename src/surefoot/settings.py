@@ -10,7 +10,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from surefoot.errors import SettingError
+from surefoot.errors import SettingError, shown
 
 
 def setting(
@@ -26,6 +26,8 @@ def setting(
     limits = {"above": above, "at_least": at_least, "below": below, "at_most": at_most}
     return field(default=default, metadata={"help": help, "limits": {k: v for k, v in limits.items() if v is not None}})
 
+
+_LONGEST = 64  # of a sequence; a network of more layers takes minutes to make, and learns nothing
 
 _COMPARISONS = {
     "above": ("above", lambda value, limit: value > limit),
@@ -46,18 +48,18 @@ def legal_range(limits: dict[str, float]) -> str:
     return " and ".join(words) or "any finite number"
 
 
-def check(settings_class: type, name: str, value: Any, shown: str | None = None) -> Any:
-    """`value` as the type that the setting `name` of `settings_class` has; messages call it `shown`.
+def check(settings_class: type, name: str, value: Any, called: str | None = None) -> Any:
+    """`value` as the type that the setting `name` of `settings_class` has; messages call it `called`.
 
     Raises SettingError where the value has another type, is not finite, or is outside the legal range.
     """
     kind = typing.get_type_hints(settings_class)[name]
     limits = field_of(settings_class, name).metadata.get("limits", {})
-    name = shown or name
+    name = called or name
     options = typing.get_args(kind)
     if typing.get_origin(kind) is Literal:
-        if value not in options:
-            raise SettingError(f"{name} must be one of {', '.join(map(repr, options))}, but {value!r} came")
+        if not isinstance(value, str) or value not in options:
+            raise SettingError(f"{name} must be one of {', '.join(map(repr, options))}, but {shown(value)} came")
         return value
     if type(None) in options:
         if value is None:
@@ -65,29 +67,34 @@ def check(settings_class: type, name: str, value: Any, shown: str | None = None)
         (kind,) = (option for option in options if option is not type(None))
     if kind is bool:
         if not isinstance(value, bool):
-            raise SettingError(f"{name} must be True or False, but {value!r} came")
+            raise SettingError(f"{name} must be True or False, but {shown(value)} came")
         return value
     if kind in (int, float):
         return _check_number(name, kind, value, limits)
     if typing.get_origin(kind) is tuple:
         if isinstance(value, str) or not isinstance(value, (tuple, list)):
-            raise SettingError(f"{name} must be a sequence of whole numbers, but {value!r} came")
+            raise SettingError(f"{name} must be a sequence of whole numbers, but {shown(value)} came")
+        if len(value) > _LONGEST:
+            raise SettingError(f"{name} must be at most {_LONGEST} whole numbers, but {len(value)} came")
         return tuple(_check_number(name, int, item, limits) for item in value)
     if not isinstance(value, kind):
-        raise SettingError(f"{name} must be a {kind.__name__}, but {value!r} came")
+        raise SettingError(f"{name} must be a {kind.__name__}, but {shown(value)} came")
     return value
 
 
 def _check_number(name: str, kind: type, value: Any, limits: dict[str, float]) -> Any:
     wanted = "a whole number" if kind is int else "a number"
     try:
-        number = kind(value)
-        exact = not isinstance(value, (bool, str)) and float(number) == float(value)
-    except (TypeError, ValueError, OverflowError):
+        # One of an array's numbers, or a truth, is a mistake even where Python converts it.
+        scalar = not isinstance(value, (str, bytes, bytearray)) and not getattr(value, "ndim", 0)
+        scalar = scalar and not isinstance(value, bool) and str(getattr(value, "dtype", "")) != "bool"
+        number = kind(value) if scalar else math.nan
+        exact = float(number) == float(value)
+    except (TypeError, ValueError, ArithmeticError):
         exact = False
     legal = exact and math.isfinite(number) and all(_COMPARISONS[k][1](number, v) for k, v in limits.items())
     if not legal:
-        raise SettingError(f"{name} must be {wanted}, {legal_range(limits)}, but {value!r} came")
+        raise SettingError(f"{name} must be {wanted}, {legal_range(limits)}, but {shown(value)} came")
     return number
 
 

@@ -8,6 +8,7 @@ takes. All three are static: they hold sizes and limits, no parameters.
 from __future__ import annotations
 
 import functools
+import reprlib
 from collections import OrderedDict
 from dataclasses import dataclass
 from math import prod
@@ -34,8 +35,12 @@ from surefoot.distributions import (
 )
 from surefoot.errors import SettingError, UnsupportedSpace
 
+WIDEST = 65_536
+"""The most numbers that an observation may be encoded as: a batch of more would not fit into memory."""
+
 SUPPORTED_OBSERVATIONS = "Box vectors, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
 SUPPORTED_ACTIONS = "Discrete, MultiDiscrete, MultiBinary and Box"
+_MOST_BINARY = 10**7  # numbers; a description of a few bytes must not take all memory
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,13 @@ def make_encoder(space: gymnasium.Space) -> Encoder:
     leaves = jax.tree.leaves(space_tree(space), is_leaf=lambda node: isinstance(node, gymnasium.Space))
     if not leaves:
         raise UnsupportedSpace(f"observation space {one_line(space)} is empty; supported are {SUPPORTED_OBSERVATIONS}")
-    return Encoder(tuple(_leaf(leaf) for leaf in leaves))
+    encoder = Encoder(tuple(_leaf(leaf) for leaf in leaves))
+    if encoder.width > WIDEST:
+        raise UnsupportedSpace(
+            f"observation space {one_line(space)} would be {encoder.width:,} numbers (whole numbers become one for "
+            f"each of their values), but at most {WIDEST:,} are supported; describe the state in a Box of fewer"
+        )
+    return encoder
 
 
 def _leaf(space: Any) -> _Leaf:
@@ -210,7 +221,7 @@ class ActionMap:
         centre, half, low, high = affine(self.low, self.high, np.dtype(action.dtype))
         xp = namespace(action)
         mapped = xp.minimum(xp.maximum(centre + half * action, low), high)
-        return mapped.reshape(*action.shape[:-1], *self.shape)
+        return mapped.reshape((*action.shape[:-1], *self.shape))
 
     def saturated(self, action: Array) -> Array:
         """Which coordinates of sampled Box actions are cut off at a bound: bool, like `action`; else False."""
@@ -281,7 +292,7 @@ def unlawful(values: np.ndarray, space: Any) -> np.ndarray:
 
 
 def one_line(space: object) -> str:
-    """A space as text without line breaks."""
+    """A space, or whatever is told of one, as text without line breaks."""
     return " ".join(str(space).split())
 
 
@@ -328,13 +339,17 @@ def parse(text: dict[str, Any]) -> gymnasium.Space:
                 np.asarray(text["nvec"]), dtype=np.dtype(text["dtype"]).type, start=np.asarray(text["start"])
             )
         if kind == "MultiBinary":
+            if np.prod(text["n"], dtype=float) > _MOST_BINARY:
+                raise ValueError(f"more than {_MOST_BINARY} numbers")
             return gym_spaces.MultiBinary(text["n"])
         if kind == "Box":
             dtype = np.dtype(text["dtype"])
-            low, high = (np.asarray(text[end], dtype).reshape(text["shape"]) for end in ("low", "high"))
+            with np.errstate(over="raise"):
+                low, high = (np.asarray(text[end], dtype).reshape(text["shape"]) for end in ("low", "high"))
             return gym_spaces.Box(low, high, dtype=dtype.type)
-    except (KeyError, TypeError, ValueError, OverflowError, AssertionError, AttributeError) as error:
-        raise UnsupportedSpace(f"space description {text!r} cannot be read: {error}") from None
+    except (LookupError, TypeError, ValueError, ArithmeticError, AssertionError, AttributeError) as error:
+        raise UnsupportedSpace(f"space description {reprlib.repr(text)} cannot be read: {one_line(error)}") from None
     raise UnsupportedSpace(
-        f"space description of type {kind!r} is not one of Box, Discrete, MultiDiscrete, MultiBinary, Dict, Tuple"
+        f"space description of type {reprlib.repr(kind)} is not one of "
+        "Box, Discrete, MultiDiscrete, MultiBinary, Dict, Tuple"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,12 +36,13 @@ class Standing(NamedTuple):
     seconds: float = 0.0
 
 
-def save(run: Path, source: Source, standing: Standing) -> None:
-    """Write a checkpoint. Raises RunError where the disk refuses it."""
+def save(run: Path, identity: str, source: Source, standing: Standing, sound: Sequence[int] = ()) -> list[int]:
+    """Write a checkpoint, as `checkpoint.write` does. Raises RunError where the disk refuses it."""
     arrays, facts = source.pack(standing.state)
     carried = standing.carried
-    checkpoint.write(
+    return checkpoint.write(
         run,
+        identity,
         standing.updates,
         {f"source/{name}": array for name, array in arrays.items()} | checkpoint.arrays_of(standing.learner, "learner"),
         {
@@ -51,6 +53,7 @@ def save(run: Path, source: Source, standing: Standing) -> None:
             "row": None if carried is None else settled(carried.row),
             "returns": None if carried is None else np.asarray(carried.returns, np.float64).tolist(),
         },
+        sound,
     )
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 import os
 import time
-from collections.abc import Callable
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from surefoot import agent as artefact
 from surefoot import checkpoint, config
@@ -18,15 +20,17 @@ from surefoot.compilation import keep_compiled_programs
 from surefoot.doctor import Finding, diagnose
 from surefoot.errors import RunError, SettingError, Stopped, SurefootError, did_you_mean
 from surefoot.evaluation import evaluate, repeatable
+from surefoot.files import held, make_folder, write_atomically
 from surefoot.guard import careful
 from surefoot.history import read
 from surefoot.iteration import Learner, begin, iterate, settled, unjudged
 from surefoot.progress import Progress
-from surefoot.record import Recorder, new_run_folder
+from surefoot.recipe import Recipe, read_recipe
+from surefoot.record import Recorder, differing_versions, new_run_folder
 from surefoot.report.curve import learning_curve
 from surefoot.report.page import write_report
 from surefoot.rules import RULES, Rule
-from surefoot.settings import as_json
+from surefoot.settings import as_json, dumps
 from surefoot.sources import make_source
 from surefoot.sources.base import Source
 from surefoot.sources.environments import environment_name
@@ -43,7 +47,7 @@ class Run:
         steps: environment steps taken (real transitions).
         updates: how many updates there were, refused ones included.
         seconds: wall time from the first collection to the last record.
-        evaluation: {"return": {"mean", "std", "episodes"}, "length": {"mean"}}, deterministic.
+        evaluation: {"return": {"mean", "std", "episodes"}, "length": {"mean"}, "cut"}, deterministic.
         agent: the trained agent.
         findings: what the doctor finds wrong with the run, worst first.
         calibration: promised against realised over the run.
@@ -67,6 +71,7 @@ def train(
     progress: bool = True,
     tensorboard: bool = False,
     stop: Callable[[], bool] | None = None,
+    told: Callable[[str], None] | None = None,
     **settings: Any,
 ) -> Run:
     """Train a policy, evaluate it and leave a run folder with a report.
@@ -78,12 +83,14 @@ def train(
         progress: show a panel (or lines, outside a terminal) on standard error.
         tensorboard: write every number of metrics.jsonl for TensorBoard too, into the run's `tensorboard` folder.
         stop: asked after every update; where it says True, the run ends there with a checkpoint.
+        told: is given a line for whatever of the run could not be written and is no loss, a picture for one; by
+            default that is a warning.
         settings: any setting of `surefoot.config.Run` and its groups by name, such as `steps`, `seed`,
             `envs`, `horizon`, `discount`; the critic's are `critic_step_size` and so on.
 
     Raises SettingError, EnvironmentNotFound, UnsupportedSpace, RunError before anything is written, and
-    EnvironmentFault while training; what was recorded until then is complete and loadable. Raises Stopped where
-    `stop` ended the run before its last step.
+    EnvironmentFault while training, and RunError where the disk refuses what the run cannot do without; what was
+    recorded until then is complete and loadable. Raises Stopped where `stop` ended the run.
     """
     run = config.make_run(**settings)
     rule = make_rule(rule)
@@ -95,8 +102,11 @@ def train(
     source = make_source(environment, run.collection)
     try:
         standing = Standing(*begin(source, rule, run))
-        folder = new_run_folder(out, f"{environment_name(environment)}-{rule.settings_class.name}-s{run.seed}")
-        return _train(environment, rule, run, source, folder, standing, progress, tensorboard, stop)
+        name = environment_name(environment)
+        folder = new_run_folder(out, f"{name}-{rule.settings_class.name}-s{run.seed}")
+        with held(folder):
+            begun = _Begun(folder, uuid.uuid4().hex, name, standing, [])
+            return _train(begun, environment, rule, run, source, progress, tensorboard, stop, told or _warn)
     finally:
         source.close()
 
@@ -129,68 +139,140 @@ def resume(
         environment: the environment, where config.json does not name one that can be made from its name.
         allow_env: let the run's own package.module:callable environment be imported, which runs its code.
         progress, tensorboard, stop: as for `train`.
-        told: is given a line for each checkpoint that is passed by because it is not sound.
+        told: is given a line for each checkpoint that is passed by because it is not sound, for other versions of what
+            the bits depend on, and whatever `train` tells; by default each is a warning.
 
-    Raises RunError where there is no run that can be gone on with, and whatever `train` raises.
+    Raises RunError where there is no run that can be gone on with, or another process trains in its folder, and
+    whatever `train` raises.
     """
     folder = Path(path)
-    name, rule, run = begun_with(folder, steps)
+    recipe, rule, run = begun_with(folder, steps)
+    name = str(recipe.environment)
+    _refuse_links(folder)
     if environment is None and ":" in name and not allow_env:
         raise RunError(
             f"{folder} names the environment {name!r}, which runs code of that module; say allow_env if it is yours"
         )
     if tensorboard:
         writer_class()
-    keep_compiled_programs()
-    source = make_source(environment or name, run.collection)
-    try:
-        standing = Standing(*begin(source, rule, run))
-        found = checkpoint.newest(folder, told or _quiet)
-        if found is not None:
-            standing = load(found, source, standing)
-        return _train(environment or name, rule, run, source, folder, standing, progress, tensorboard, stop)
-    finally:
-        source.close()
+    told = told or _warn
+    with held(folder):
+        if changed := differing_versions(recipe.versions):
+            told(f"the bits may differ from those of an undisturbed run: {', '.join(changed)}")
+        keep_compiled_programs()
+        source = make_source(environment or name, run.collection)
+        try:
+            fresh = Standing(*begin(source, rule, run))
+            begun = _newest(_Begun(folder, recipe.identity, name, fresh, []), source, told)
+            return _train(begun, environment or name, rule, run, source, progress, tensorboard, stop, told)
+        finally:
+            source.close()
 
 
-def begun_with(folder: Path, steps: int | None = None) -> tuple[str, Rule, config.Run]:
-    """The environment's name, the rule and the settings in a run's config.json, `steps` in place of its own.
+class _Begun(NamedTuple):
+    """A run's folder, identity and environment's name, where it stands, and the updates of its sound checkpoints."""
 
-    Raises RunError where they cannot be read, SettingError for what they may not be.
+    folder: Path
+    identity: str
+    name: str
+    standing: Standing
+    sound: list[int]
+
+
+def _newest(begun: _Begun, source: Source, told: Callable[[str], None]) -> _Begun:
+    """The run as its newest sound checkpoint has it; as it was begun where it has none."""
+    lines: list[str] = []
+    for one in checkpoint.found(begun.folder, begun.identity, lines.append):
+        try:
+            standing = load(one, source, begun.standing)
+        except RunError as error:
+            lines.append(str(error))
+        else:
+            chosen, result = f"going on from {one.file}", begun._replace(standing=standing, sound=[one.update])
+            break
+    else:
+        chosen, result = "no checkpoint is sound, so the run begins again from its config.json", begun
+    if lines:
+        for line in [*(f"passed by: {line}" for line in lines), chosen]:
+            told(line)
+    return result
+
+
+def begun_with(folder: Path, steps: int | None = None) -> tuple[Recipe, Rule, config.Run]:
+    """What a run's config.json says, the rule and the settings in it, `steps` in place of its own.
+
+    Raises RunError where they cannot be read or are no run's, SettingError for a number of steps that is none.
     """
     try:
-        told = json.loads((folder / "config.json").read_text())
-        known = {name: told[name] for name in config.run_options() if name in told}
-        name, rule = str(told["environment"]), config.RULES[told["rule"]](**told["rule_settings"])
+        recipe = read_recipe(folder / "config.json")
+        if recipe.environment is None or recipe.rule is None:
+            raise SettingError(f"config: {folder / 'config.json'} names no environment or no rule")
+        plain = config.RULES[recipe.rule](**recipe.rule_settings)
     except SettingError as error:
-        raise RunError(f"{folder}/config.json: {error}") from None
-    except (OSError, ValueError, LookupError, TypeError) as error:
         raise RunError(f"{folder} holds no run that can be gone on with: {error}") from None
-    run = config.make_run(**known | ({} if steps is None else {"steps": steps}))
-    return name, RULES[told["rule"]](**dataclasses.asdict(rule)), run
+    if plain.tabular_only:
+        raise RunError(f"{folder}/config.json: the rule {plain.name} is for finite MDPs, and no run has it")
+    run = config.make_run(**recipe.settings | ({} if steps is None else {"steps": steps}))
+    return recipe, RULES[recipe.rule](**dataclasses.asdict(plain)), run
 
 
-def _quiet(line: str) -> None:
-    """Nobody asked."""
+def _refuse_links(folder: Path) -> None:
+    """Raise RunError where part of a run is a link: going on would write wherever it leads."""
+    for inside, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            if os.path.islink(os.path.join(inside, name)):
+                raise RunError(f"{os.path.join(inside, name)} is a link; put what it leads to in its place to go on")
+
+
+def _warn(line: str) -> None:
+    warnings.warn(line, RuntimeWarning, stacklevel=2)
 
 
 def _train(
+    begun: _Begun,
     environment: str | Callable[[], Any],
     rule: Rule,
     run: config.Run,
     source: Source,
-    folder: Path,
-    standing: Standing,
     progress: bool,
     tensorboard: bool,
     stop: Callable[[], bool] | None,
+    told: Callable[[str], None],
 ) -> Run:
-    name, rule_name = environment_name(environment), rule.settings_class.name
+    folder = begun.folder
+    with _way_on(folder):
+        standing, stopped = _learn(begun, rule, run, source, progress, tensorboard, stop, told)
+        trained = _save_policy(standing.learner, source, begun.name, run, folder)
+        _draw(learning_curve, folder, told)
+        if stopped:
+            raise Stopped(f"stopped after update {standing.updates}; go on with: surefoot resume {folder}")
+        seconds = run.collection.step_seconds
+        result = evaluate(trained, environment, episodes=run.evaluation_episodes, seed=run.seed, step_seconds=seconds)
+        evaluation = result | {"repeatable": _repeatable(trained, environment, run.seed, seconds)}
+        write_atomically(folder / "evaluation.json", dumps(evaluation, indent=1).encode())
+        _draw(lambda run: write_report([run]), folder, told)
+        history = read(folder)
+    findings, calibration = diagnose(history), calibrate(history)
+    return Run(folder, standing.steps, standing.updates, standing.seconds, result, trained, findings, calibration)
+
+
+def _learn(
+    begun: _Begun,
+    rule: Rule,
+    run: config.Run,
+    source: Source,
+    progress: bool,
+    tensorboard: bool,
+    stop: Callable[[], bool] | None,
+    told: Callable[[str], None],
+) -> tuple[Standing, bool]:
+    """Learn until the last step or until `stop` says so: where the run stands then, and whether it was stopped."""
+    folder, identity, name, standing, sound = begun
     recorded = max(standing.updates - 1, 0)  # the carried iteration's row is written once its update is judged
-    recorder = Recorder(folder, configuration(name, rule, run), kept=recorded)
-    scalars = Scalars(folder, since=standing.steps or None) if tensorboard else None
-    title = f"{name} · {rule_name} · seed {run.seed}"
-    begun = time.perf_counter() - standing.seconds
+    recorder = Recorder(folder, configuration(name, rule, run) | {"id": identity}, kept=recorded)
+    scalars = Scalars(folder, told, since=standing.steps or None) if tensorboard else None
+    title = f"{name} · {rule.settings_class.name} · seed {run.seed}"
+    started = time.perf_counter() - standing.seconds
     saved = time.monotonic()
     unrecorded = standing.carried
 
@@ -209,53 +291,77 @@ def _train(
         with Progress(title, run.steps, trust_region=rule.settings_class.trust_region, shown=progress) as view:
             try:
                 while standing.steps < run.steps and not stopped:
-                    standing, judgement = _onward(source, rule, run, standing, begun)
+                    standing, judgement = _onward(source, rule, run, standing, started)
                     record(view, judgement)
                     unrecorded = standing.carried
                     stopped = stop is not None and stop()
                     finished = standing.steps >= run.steps
                     if stopped or finished or time.monotonic() - saved >= run.checkpoint_seconds:
-                        save(folder, source, standing)
+                        recorder.sync()
+                        sound = save(folder, identity, source, standing, sound)
                         saved = time.monotonic()
-            finally:
-                record(view, unjudged("no batch followed"))
-    except SurefootError as error:
-        _save(standing.learner, source, name, run, folder)
-        write_report([folder])
-        raise type(error)(f"{error} (what was recorded until then is in {folder})") from error
-    except BaseException:
-        _save(standing.learner, source, name, run, folder)
+            except BaseException:
+                with contextlib.suppress(RunError):  # what went wrong first is what has to be told
+                    record(view, unjudged(_LAST))
+                raise
+            record(view, unjudged(_LAST))
+    except BaseException as error:
+        if folder.is_dir():  # not made anew where somebody removed it
+            with contextlib.suppress(RunError):
+                _save_policy(standing.learner, source, name, run, folder)
+            if isinstance(error, SurefootError) and not isinstance(error, RunError):
+                _draw(learning_curve, folder, _quiet)
+                _draw(lambda run: write_report([run]), folder, _quiet)
         raise
     finally:
         recorder.close()
         if scalars:
             scalars.close()
-    trained = _save(standing.learner, source, name, run, folder)
-    if stopped and standing.steps < run.steps:
-        raise Stopped(f"stopped after update {standing.updates}; go on with: surefoot resume {folder}")
-    result = evaluate(trained, environment, episodes=run.evaluation_episodes, seed=run.seed)
-    recorder.write("evaluation.json", result | {"repeatable": _repeatable(trained, environment, run.seed)})
-    write_report([folder])
-    history = read(folder)
-    findings, calibration = diagnose(history), calibrate(history)
-    return Run(folder, standing.steps, standing.updates, standing.seconds, result, trained, findings, calibration)
+    return standing, stopped
+
+
+_LAST = "no batch followed"
+
+
+@contextlib.contextmanager
+def _way_on(folder: Path) -> Iterator[None]:
+    """Say of what goes wrong with a run where its records are, or how to go on once it is mended."""
+    try:
+        yield
+    except RunError as error:
+        then = f"; then: surefoot resume {folder}" if (folder / "config.json").exists() else ""
+        raise RunError(f"{error}{then}") from error
+    except SurefootError as error:
+        raise type(error)(f"{error} (what was recorded until then is in {folder})") from error
+
+
+def _draw(draw: Callable[[Path], Any], folder: Path, told: Callable[[str], None]) -> None:
+    """Draw what can be drawn again: where that fails, the run is no less done."""
+    try:
+        draw(folder)
+    except SurefootError as error:
+        told(f"{error}; the run is whole without it, and surefoot resume {folder} makes it anew")
+
+
+def _quiet(line: str) -> None:
+    """Something worse is told already."""
 
 
 def _onward(
-    source: Source, rule: Rule, run: config.Run, standing: Standing, begun: float
+    source: Source, rule: Rule, run: config.Run, standing: Standing, started: float
 ) -> tuple[Standing, dict[str, Any]]:
     """Where the run stands one iteration later, and what that says of the update before."""
     learner, state, done = iterate(source, rule, run, standing.learner, standing.state)
     steps, updates = standing.steps + done.row["experience"], standing.updates + 1
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - started
     row = {"update": updates, "steps": steps, "seconds": seconds, **done.row}
     return Standing(learner, state, done._replace(row=row), steps, updates, seconds), done.judgement
 
 
-def _repeatable(agent: artefact.Agent, environment: Any, seed: int) -> bool | None:
+def _repeatable(agent: artefact.Agent, environment: Any, seed: int, step_seconds: float | None) -> bool | None:
     """Whether the environment repeats under its seed; None where it fails, which must not cost a finished run."""
     try:
-        return repeatable(agent, environment, seed=seed)
+        return repeatable(agent, environment, seed=seed, step_seconds=step_seconds)
     except SurefootError:
         return None
 
@@ -275,8 +381,8 @@ def configuration(environment: str, rule: Rule, run: config.Run) -> dict[str, An
     }
 
 
-def _save(learner: Learner, source: Source, name: str, run: config.Run, folder: Path) -> artefact.Agent:
+def _save_policy(learner: Learner, source: Source, name: str, run: config.Run, folder: Path) -> artefact.Agent:
     agent = artefact.Agent(learner.policy, source.observation_space, source.action_space, name)
+    make_folder(folder / "policy")
     artefact.save(agent, folder / "policy", run.network)
-    learning_curve(folder)
     return agent

@@ -7,16 +7,18 @@ option was understood. Whatever the user got wrong is one line on standard error
 from __future__ import annotations
 
 import argparse
+import io
 import os
-import signal
 import sys
 import warnings
-from typing import Any, NoReturn
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 
 from surefoot._version import __version__
 from surefoot.cli import certify, doctor, evaluate, exact, export, lecture, report, resume, train
+from surefoot.cli.interruption import ended_by_signals
 from surefoot.cli.options import EXAMPLE, Parser
-from surefoot.errors import Stopped, SurefootError
+from surefoot.errors import Stopped, SurefootError, printable
 from surefoot.settings import dumps
 
 
@@ -44,22 +46,50 @@ def _silence_dependencies() -> None:
     warnings.filterwarnings("ignore", module="gymnasium")
 
 
-def _terminate(*_: Any) -> NoReturn:
-    raise SystemExit(143)
+@contextmanager
+def _only_json() -> Iterator[None]:
+    """Within it, what anybody prints, an environment's C code and its worker processes too, goes to standard error."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _tell_everywhere() -> None:
+    """What a terminal's encoding lacks (a file's name can hold anything) is printed as its code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    _tell_everywhere()
     try:
         arguments = build_parser().parse_args(argv)
     except SystemExit as done:
         return int(done.code or 0)
-    signal.signal(signal.SIGTERM, _terminate)
-    _silence_dependencies()
+    # As a command it has nothing left to do after this but to end; called from Python, the handlers are the caller's.
+    with ended_by_signals(for_good=argv is None):
+        return _told(arguments)
+
+
+def _told(arguments: argparse.Namespace) -> int:
+    """Run a command, tell its result or what went wrong; returns the exit code."""
     try:
-        result = arguments.command(arguments)
+        _silence_dependencies()
+        with _only_json() if arguments.json else nullcontext():
+            result = arguments.command(arguments)
     except SurefootError as error:
-        print(f"surefoot: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"surefoot: {printable(error)}", file=sys.stderr)
+        return 2
+    except MemoryError:
+        print("surefoot: there is not enough memory for what was asked; ask less of it", file=sys.stderr)
         return 2
     except Stopped as stopped:
         told, number = stopped.args

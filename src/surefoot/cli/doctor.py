@@ -6,7 +6,7 @@ import argparse
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from surefoot.errors import RunError
+from surefoot.errors import RunError, printable
 
 if TYPE_CHECKING:
     from surefoot.doctor import Examination, Finding
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if not told.made:
         raise RunError(f"{arguments.run} records nothing that any check needs")
     if not arguments.json:
-        print(_text(told, arguments.run))
+        print(_text(told, printable(arguments.run)))
     return {
         "run": arguments.run,
         "healthy": not told.findings,

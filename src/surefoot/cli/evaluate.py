@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from surefoot.cli.options import whole
+from surefoot.cli.options import cut_note, whole
 from surefoot.errors import RunError, SettingError
 
 
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         kind = "sampled" if arguments.sample else "deterministic"
         told = result["return"]
         print(f"return  {told['mean']:.1f} ± {told['std']:.1f}  ({told['episodes']} {kind} episodes)")
-        print(f"length  {result['length']['mean']:.1f} steps")
+        print(f"length  {result['length']['mean']:.1f} steps{cut_note(result)}")
         if arguments.video:
             print(f"video   {arguments.video}")
     return {"run": arguments.run, **result}

@@ -8,7 +8,7 @@ from typing import Any
 
 from surefoot import config
 from surefoot.cli.options import add_rule_options, number, rule_settings, whole
-from surefoot.errors import SettingError
+from surefoot.errors import SettingError, printable
 from surefoot.settings import check, dumps
 
 _LINES = 25
@@ -106,8 +106,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     _write(folder, described, account.result, initial.probabilities, policy)
     drawn = picture(folder)
     if not arguments.json:
-        print(f"picture     {drawn}")
-        print(f"policies    {folder / 'policy_initial.npy'}, {folder / 'policy_final.npy'}")
+        print(f"picture     {printable(drawn)}")
+        print(f"policies    {printable(folder / 'policy_initial.npy')}, {printable(folder / 'policy_final.npy')}")
     return account.result
 
 

@@ -6,10 +6,11 @@ import argparse
 import dataclasses
 import sys
 import typing
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from surefoot import config
-from surefoot.errors import SettingError, did_you_mean
+from surefoot.errors import SettingError, did_you_mean, printable
 from surefoot.settings import field_of, legal_range
 
 EXAMPLE = "surefoot train CartPole-v1"
@@ -29,12 +30,12 @@ class Parser(argparse.ArgumentParser):
         """Print one line on standard error and exit with 2."""
         prefix = "unrecognized arguments: "
         if message.startswith(prefix):
-            unknown = message.removeprefix(prefix).split()[0].split("=")[0]
-            message = f"{unknown} is no option{did_you_mean(unknown, self._all_options())}"
+            unknown = message.removeprefix(prefix).partition(" ")[0].partition("=")[0]
+            message = f"{unknown or repr(unknown)} is no option{did_you_mean(unknown, self._all_options())}"
         elif message.startswith("the following arguments are required: "):
             missing = message.removeprefix("the following arguments are required: ")
             message = f"{missing} is missing; {HINTS.get(missing, 'see --help')}"
-        print(f"surefoot: {' '.join(message.split())}", file=sys.stderr)
+        print(f"surefoot: {printable(message)}", file=sys.stderr)
         raise SystemExit(2)
 
     def _all_options(self) -> list[str]:
@@ -65,6 +66,11 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"a number is wanted, but {text!r} came") from None
 
 
+def _or_none(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """`read`, but for the word none, which some settings have a meaning for."""
+    return lambda text: None if text.lower() == "none" else read(text)
+
+
 def add_setting(
     group: Any, option: str, destination: str, owner: type, item: dataclasses.Field, note: str = ""
 ) -> None:
@@ -85,7 +91,8 @@ def add_setting(
         group.add_argument(option, type=whole, nargs="+", metavar="N", **common)
     else:
         is_whole = kind is int or int in options
-        group.add_argument(option, type=whole if is_whole else number, metavar="N" if is_whole else "X", **common)
+        read = whole if is_whole else number
+        group.add_argument(option, type=_or_none(read) if options else read, metavar="N" if is_whole else "X", **common)
 
 
 def add_rule_options(parser: Any, names: list[str]) -> None:
@@ -120,3 +127,9 @@ def rule_settings(arguments: argparse.Namespace, **defaults: Any) -> config.Rule
             shown = "--radius" if name == "radius" else f"--rule.{name}"
             raise SettingError(f"{shown} is no option of the rule {arguments.rule}; it has {options}")
     return rule_class(**{name: value for name, value in defaults.items() if name in known} | given)
+
+
+def cut_note(evaluation: dict[str, Any]) -> str:
+    """What a user is told of episodes that had not ended when the evaluation cut them; nothing where none was."""
+    cut = evaluation["cut"]
+    return f"; {cut} had not ended and {'was' if cut == 1 else 'were'} cut" if cut else ""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from surefoot.errors import printable
+
 
 def add(commands: Any) -> None:
     """The command and its options."""
@@ -29,5 +31,5 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     file = write_report(arguments.runs, arguments.out)
     if not arguments.json:
-        print(f"report  {file}")
+        print(f"report  {printable(file)}")
     return {"report": str(file)}

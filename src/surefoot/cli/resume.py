@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 from surefoot.cli.interruption import asked_to_stop
 from surefoot.cli.options import whole
-from surefoot.cli.train import tell
+from surefoot.cli.train import note, tell
 
 
 def add(commands: Any) -> None:
@@ -41,6 +40,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             allow_env=arguments.allow_env,
             tensorboard=arguments.tensorboard,
             stop=stop,
-            told=lambda line: print(f"surefoot: passed by: {line}", file=sys.stderr),
+            told=note,
         )
     return tell(done, quiet=arguments.json)

@@ -9,8 +9,8 @@ from typing import Any
 
 from surefoot import config
 from surefoot.cli.interruption import asked_to_stop
-from surefoot.cli.options import HINTS, add_rule_options, add_setting, rule_settings
-from surefoot.errors import SettingError
+from surefoot.cli.options import HINTS, add_rule_options, add_setting, cut_note, rule_settings
+from surefoot.errors import SettingError, printable
 from surefoot.recipe import Recipe, read_recipe
 
 
@@ -82,23 +82,37 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     if recipe.versions and (differing := differing_versions(recipe.versions)):
         told = f"the same bits are not to be expected, versions differ from those of {arguments.config}"
-        print(f"surefoot: {told}: {', '.join(differing)}", file=sys.stderr)
+        note(f"{told}: {', '.join(differing)}")
     rule = RULES[arguments.rule](**dataclasses.asdict(plain_rule))
     with asked_to_stop() as stop:
-        done = train(environment, rule, out=arguments.out, tensorboard=arguments.tensorboard, stop=stop, **settings)
+        done = train(
+            environment,
+            rule,
+            out=arguments.out,
+            tensorboard=arguments.tensorboard,
+            stop=stop,
+            told=note,
+            **settings,
+        )
     return tell(done, quiet=arguments.json)
+
+
+def note(line: str) -> None:
+    """Say on standard error what a run has to tell beside its result."""
+    print(f"surefoot: {printable(line)}", file=sys.stderr, flush=True)
 
 
 def tell(done: Any, *, quiet: bool) -> dict[str, Any]:
     """Print what a finished run came to, and return it as `--json` does."""
     if not quiet:
         result = done.evaluation["return"]
-        print(f"evaluation  {result['mean']:.1f} ± {result['std']:.1f}  ({result['episodes']} deterministic episodes)")
+        played = f"{result['episodes']} deterministic episodes{cut_note(done.evaluation)}"
+        print(f"evaluation  {result['mean']:.1f} ± {result['std']:.1f}  ({played})")
         print(f"updates     {_account(done.calibration)}")
         if done.findings:
             print(f"doctor      {_worst(done)}")
-        print(f"run         {done.path}")
-        print(f"report      {done.path / 'report.html'}")
+        print(f"run         {printable(done.path)}")
+        print(f"report      {printable(done.path / 'report.html')}")
     return {
         "run": str(done.path),
         "steps": done.steps,
@@ -124,4 +138,4 @@ def _worst(done: Any) -> str:
     """The worst finding, and where the others are."""
     worst, more = done.findings[0], len(done.findings) - 1
     others = f"; {more} more" if more else ""
-    return f"{worst.title}: {worst.evidence} ({worst.name}{others}: surefoot doctor {done.path})"
+    return f"{worst.title}: {worst.evidence} ({worst.name}{others}: surefoot doctor {printable(done.path)})"

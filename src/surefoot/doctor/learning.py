@@ -181,7 +181,7 @@ def not_repeatable(record: Record) -> Seen | None:
     """Whether the environment answers the same seed and actions differently."""
     evaluation = record.history.evaluation
     told = evaluation.get("repeatable") if isinstance(evaluation, dict) else None
-    if told is None:
+    if not isinstance(told, bool):
         raise Unjudged("the run was not evaluated, or repeatability could not be tried")
     return None if told else Seen("twice under one seed and the same actions, the environment showed different things")
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
 
+from surefoot.errors import printable
+from surefoot.files import write_atomically
 from surefoot.history import History, read
 
 
@@ -31,8 +35,14 @@ def learning_curve(run: str | os.PathLike, file: str | os.PathLike | None = None
     for axes in (returns, movement, critic):
         axes.grid(alpha=0.25)
     settings = history.config
-    returns.set_title(f"{settings.get('environment')}  ·  {settings.get('rule')}  ·  seed {settings.get('seed')}")
-    figure.savefig(target, dpi=120, format="png")
+    title = "  ·  ".join(printable(settings.get(name))[:80] for name in ("environment", "rule"))
+    # A name is no formula, whatever signs it has.
+    returns.set_title(f"{title}  ·  seed {printable(settings.get('seed'))[:80]}", parse_math=False)
+    drawn = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of signs that the font lacks, and axes of one value
+        figure.savefig(drawn, dpi=120, format="png")
+    write_atomically(target, drawn.getvalue())
     return target
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from surefoot.report.runs import MISSING, Run, number
+from surefoot.report.runs import MISSING, Run, countable, number
 from surefoot.report.scales import Scale, even_ticks, fit, kept
 from surefoot.report.shapes import band, dashed, dots, path, swatch
 
@@ -117,7 +117,7 @@ class Figure:
 def axis(runs: Sequence[Run]) -> tuple[str, list[np.ndarray]]:
     """The horizontal axis: its name, and each run's places on it. Steps, or updates where a run lacks the steps."""
     steps = [run.column("steps") for run in runs]
-    if all(np.isfinite(values).all() for values in steps):
+    if all(map(countable, steps)):
         return "environment steps", steps
     return "updates", [run.number for run in runs]
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from surefoot.errors import printable
+from surefoot.reading import read_json
 
 
 def picture(folder: str | os.PathLike) -> Path:
@@ -19,8 +21,8 @@ def picture(folder: str | os.PathLike) -> Path:
     from matplotlib.figure import Figure
 
     folder = Path(folder)
-    result = {name: _numbers(value) for name, value in json.loads((folder / "exact.json").read_text()).items()}
-    settings = json.loads((folder / "config.json").read_text())
+    result = {name: _numbers(value) for name, value in read_json(folder / "exact.json").items()}
+    settings = read_json(folder / "config.json")
     figure = Figure(figsize=(8, 7.5), layout="constrained")
     FigureCanvasAgg(figure)
     returns, gains, movement = figure.subplots(3, 1, sharex=True, height_ratios=[2, 2, 1])
@@ -41,9 +43,9 @@ def picture(folder: str | os.PathLike) -> Path:
         axes.grid(alpha=0.25)
         axes.legend(loc="best", frameon=False, fontsize=8)
     horizon = f", horizon {settings['horizon']}" if settings["horizon"] else ""
-    returns.set_title(
-        f"{settings['mdp']}  ·  {settings['rule']}  ·  discount {settings['discount']:g}{horizon}  ·  exact"
-    )
+    discounted = f"discount {settings['discount']:g}{horizon}"
+    title = f"{printable(settings['mdp'])[-80:]}  ·  {settings['rule']}  ·  {discounted}  ·  exact"
+    returns.set_title(title, parse_math=False)  # a file's name is no formula
     target = folder / "exact.png"
     figure.savefig(target, dpi=120, format="png")
     return target

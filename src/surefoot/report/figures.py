@@ -88,7 +88,7 @@ def _returns(runs: Sequence[Run]) -> Figure:
             f"best was {number(mean[best])} at update {number(run.number[best], 7)}."
         )
 
-    level = [(run.evaluated["mean"], "final evaluation") for run in runs if len(runs) == 1 and run.evaluated]
+    level = [(run.evaluated.get("mean"), "final evaluation") for run in runs if len(runs) == 1 and run.evaluated]
     title = "Return per episode: mean, ± 1 standard deviation"
     panel = Panel(
         title, [line(run) for run in runs], _endless(runs, "return_mean"), _numbers(level), wide=False, height=240
@@ -155,8 +155,8 @@ def _gains(runs: Sequence[Run]) -> Figure:
         *_lanes(runs, "lowered", "red", lambda run: run.lowered),
         *_endless(runs, "realised_gain", "promised_gain"),
     ]
-    levels = {str(run.setting("confidence")) for run in runs}
-    level = f"{float(levels.pop()):.0%} " if len(levels) == 1 and "confidence" in runs[0].history.config else ""
+    told = [run.history.config.get("confidence") for run in runs]
+    level = f"{told[0]:.0%} " if all(isinstance(share, float) and share == told[0] for share in told) else ""
     panels = _panels(f"gain in return; a band is the {level}interval", drafts, runs, lanes=lanes, levels=[(0.0, "")])
     reasons = tally("Why a realised gain is not known", runs, _reasons(runs, "realised_gain_reason"))
     return Figure("gains", "Promised and realised gain", _sentences(runs, _say_gains), panels, reasons)

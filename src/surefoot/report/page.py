@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import html
 import importlib.resources
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from surefoot.errors import RunError
+from surefoot.errors import RunError, printable
+from surefoot.files import cannot_write, write_atomically
 from surefoot.history import read
 from surefoot.report import summary
 from surefoot.report.drawing import draw
@@ -47,27 +47,18 @@ def write_report(runs: Sequence[str | os.PathLike], file: str | os.PathLike | No
         for place, (history, mark, name) in enumerate(zip(histories, letters(len(histories)), names, strict=True))
     ]
     target = Path(file) if file is not None else (histories[0].path if len(shown) == 1 else Path()) / "report.html"
-    _replace(target, render(shown))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(target, error) from error
+    write_atomically(target, render(shown).encode())
     return target
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
     """The folders' names; whole paths where two would be the same."""
-    names = [folder.resolve().name for folder in folders]
-    return [str(folder) if names.count(name) > 1 else name for folder, name in zip(folders, names, strict=True)]
-
-
-def _replace(target: Path, text: str) -> None:
-    """Write a file so that whoever has it open sees the old one or the new one, never a part."""
-    draft = target.parent / f".{target.name}.{os.getpid()}"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, target)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            draft.unlink()
-        raise RunError(f"the report cannot be written to {target}: {error.strerror or error}") from None
+    names = [printable(folder.resolve().name) for folder in folders]
+    return [printable(folder) if names.count(name) > 1 else name for folder, name in zip(folders, names, strict=True)]
 
 
 def render(runs: Sequence[Run]) -> str:
@@ -119,7 +110,7 @@ def _title(runs: Sequence[Run]) -> str:
 
 
 def _sources(runs: Sequence[Run]) -> str:
-    return ", ".join(f"<code>{html.escape(str(run.history.path))}</code>" for run in runs)
+    return ", ".join(f"<code>{html.escape(printable(run.history.path))}</code>" for run in runs)
 
 
 def _updates(runs: Sequence[Run]) -> str:

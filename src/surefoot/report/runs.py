@@ -87,7 +87,7 @@ class Run:
     def number(self) -> np.ndarray:
         """The updates' numbers, [updates]."""
         recorded = self.column("update")
-        return recorded if np.isfinite(recorded).all() else np.arange(1.0, self.updates + 1)
+        return recorded if countable(recorded) else np.arange(1.0, self.updates + 1)
 
     @cached_property
     def measured(self) -> np.ndarray:
@@ -121,6 +121,11 @@ class Run:
         return found if isinstance(found, dict) else None
 
 
+def countable(values: np.ndarray) -> bool:
+    """Whether all of these can be numbers of updates or steps: finite, and not so large that the next one is equal."""
+    return bool((np.abs(values) < 2.0**53).all())
+
+
 def letters(count: int) -> list[str]:
     """The marks of so many runs: A, B, …, Z, A2, …; an empty one for a run alone."""
     if count == 1:
@@ -141,7 +146,7 @@ def number(value: Any, digits: int = 3) -> str:
         if "." in text:
             text = text.rstrip("0").rstrip(".")
     else:
-        text = f"{float(f'{value:.{digits - 1}e}') / 10.0**exponent:.{digits - 1}f}".rstrip("0").rstrip(".")
+        text = f"{value:.{digits - 1}e}".split("e")[0].rstrip("0").rstrip(".")
         text += f"·10{str(exponent).translate(_SUPERSCRIPT)}"
     return text.replace("-", "\N{MINUS SIGN}").replace(",", "\u202f")
 

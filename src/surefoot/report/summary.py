@@ -141,7 +141,8 @@ def _part(which: np.ndarray) -> str:
 
 
 def _yes(evaluation: dict[str, Any] | None) -> str:
-    return {True: "yes", False: "no"}.get((evaluation or {}).get("repeatable"), "not known")  # type: ignore[arg-type]
+    told = (evaluation or {}).get("repeatable")
+    return ("yes" if told else "no") if isinstance(told, bool) else "not known"
 
 
 def duration(seconds: float) -> str:

@@ -9,9 +9,11 @@ from typing import Any
 
 import gymnasium
 
-from surefoot.errors import EnvironmentFault, EnvironmentNotFound, SurefootError, did_you_mean
-from surefoot.sources.guard import Guarded, line, quiet
+from surefoot.errors import EnvironmentFault, EnvironmentNotFound, SurefootError, UnsupportedSpace, did_you_mean
+from surefoot.sources.guard import Guarded, line, of_the_environment, overdue, quiet
+from surefoot.sources.watch import Overdue, Watch
 
+_SPACES = ("observation space", "action space")
 _WANTED = "a Gymnasium id, package.module:callable, or a callable that returns a gymnasium.Env"
 
 
@@ -52,9 +54,35 @@ def maker(environment: str | Callable[[], Any], **options: Any) -> Callable[[], 
     return functools.partial(_make, make, environment)
 
 
-def guarded(make: Callable[[], gymnasium.Env], index: int) -> gymnasium.Env:
-    """One environment that names itself when it fails."""
-    return Guarded(make(), index)
+Spaces = tuple[gymnasium.Space, gymnasium.Space]
+"""Of an environment: what it observes, and its actions."""
+
+
+def spaces_of(env: gymnasium.Env) -> Spaces:
+    """What the environment observes, and its actions."""
+    return env.observation_space, env.action_space
+
+
+def guarded(make: Callable[[], gymnasium.Env], index: int, watch: Watch, like: Spaces | None = None) -> Guarded:
+    """One environment that names itself when it fails. Raises EnvironmentFault where it cannot be made, or has other
+    spaces than `like`; making it is watched too."""
+    watch.begin()
+    try:
+        with watch:
+            made = make()
+    except EnvironmentFault as fault:
+        raise EnvironmentFault(f"{fault} (environment {index})") from fault
+    except Overdue:
+        raise EnvironmentFault(f"environment {index} {overdue('being made', watch.seconds)}") from None
+    finally:
+        watch.end()
+    env = Guarded(made, index, watch)
+    for space, other, what in zip(spaces_of(made), like or (), _SPACES, strict=False):
+        if space != other:
+            env.close()
+            said = " ".join(f"{what} {space}, but that of the first is {other}".split())
+            raise EnvironmentFault(f"environment {index} has the {said}; all must have the same")
+    return env
 
 
 def _import(environment: str, module_name: str) -> Any:
@@ -70,23 +98,45 @@ def _import(environment: str, module_name: str) -> Any:
 def _make(make: Callable[[], gymnasium.Env], name: str) -> gymnasium.Env:
     try:
         with quiet():
-            return make()
+            made = make()
     except gymnasium.error.DeprecatedEnv as error:
         raise EnvironmentNotFound(f"environment {name!r} cannot be made: {line(error)}") from error
-    except Exception as error:
-        raise EnvironmentFault(f"environment {name!r} cannot be made: {line(error)}") from error
+    except BaseException as error:
+        fault = _unmade(name, error)
+        if fault is None:
+            raise
+        raise fault from error
+    return _with_spaces(made, name)
 
 
 def _call(function: Callable[..., Any], name: str, options: dict[str, Any]) -> gymnasium.Env:
     try:
         with quiet():
             made = function(**options)
-    except SurefootError:
-        raise
-    except Exception as error:
-        raise EnvironmentFault(f"environment {name!r} cannot be made: {line(error)}") from error
+    except BaseException as error:
+        fault = _unmade(name, error)
+        if fault is None:
+            raise
+        raise fault from error
     if not isinstance(made, gymnasium.Env):
         raise EnvironmentNotFound(
             f"environment {name!r} returned a {type(made).__name__}; it must return a gymnasium.Env"
         )
+    return _with_spaces(made, name)
+
+
+def _unmade(name: str, error: BaseException) -> EnvironmentFault | None:
+    """What an exception while an environment is made comes to; None where it goes on as it is."""
+    if isinstance(error, (SurefootError, Overdue)) or not of_the_environment(error):
+        return None
+    return EnvironmentFault(f"environment {name!r} cannot be made: {line(error)}")
+
+
+def _with_spaces(made: gymnasium.Env, name: str) -> gymnasium.Env:
+    for what in ("observation_space", "action_space"):
+        space = getattr(made, what, None)
+        if not isinstance(space, gymnasium.Space):
+            raise UnsupportedSpace(
+                f"environment {name!r} has {what} {' '.join(repr(space).split())}; it must be a gymnasium.Space"
+            )
     return made

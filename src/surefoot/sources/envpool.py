@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from typing import Any
@@ -65,6 +66,10 @@ class EnvPoolSimulator:
         self._make = functools.partial(envpool.make_gymnasium, name, num_envs=count, num_threads=_threads(count))
         self._pool: Any = None
         self.episode_limit = int(spec.config.max_episode_steps)
+
+    def watched(self) -> contextlib.AbstractContextManager:
+        """Nothing: what C++ does cannot be interrupted."""
+        return contextlib.nullcontext()
 
     def reset(self, seeds: list[int]) -> Observed:
         """Make the pool from the first seed; environment i gets that plus i."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -41,6 +42,9 @@ class Simulator(Protocol):
 
     observation_space: gymnasium.Space
     action_space: gymnasium.Space
+
+    def watched(self) -> AbstractContextManager:
+        """Within it, an environment that does not come back is interrupted, where it can be."""
 
     def reset(self, seeds: list[int]) -> Observed:
         """Start every environment from its own seed."""
@@ -132,14 +136,15 @@ class HostSource(Source):
         observed = state.observed
         step = 0
         try:
-            for step in range(steps):
-                _write(observations, masks, step, observed)
-                observation, mask = _read(observations, masks, step)
-                outputs.append(actor.outputs(observation))
-                sampled.append(actor.sample(outputs[-1], mask, noise[step]))
-                given.append(lawful(actor.action_map(sampled[-1]), self.action_space))
-                simulator.send(given[-1])
-                observed, reward[step], terminated[step], truncated[step] = simulator.receive()
+            with simulator.watched():
+                for step in range(steps):
+                    _write(observations, masks, step, observed)
+                    observation, mask = _read(observations, masks, step)
+                    outputs.append(actor.outputs(observation))
+                    sampled.append(actor.sample(outputs[-1], mask, noise[step]))
+                    given.append(lawful(actor.action_map(sampled[-1]), self.action_space))
+                    simulator.send(given[-1])
+                    observed, reward[step], terminated[step], truncated[step] = simulator.receive()
             _write(observations, masks, steps, observed)
         except EnvironmentFault as fault:
             self.close()
@@ -223,21 +228,20 @@ class HostSource(Source):
             self._simulator = self._make_simulator()
         self._used = True
         seeds = np.random.SeedSequence((seed, restarts)).generate_state(self.envs, np.uint32)
+        simulator = self._simulator
         try:
-            return self._simulator.reset([int(value) & 0x7FFFFFFF for value in seeds])
+            with simulator.watched():
+                return simulator.reset([int(value) & 0x7FFFFFFF for value in seeds])
         except EnvironmentFault as fault:
             self.close()
-            raise EnvironmentFault(f"{self.name}: {fault}") from fault
+            raise EnvironmentFault(f"{self.name}: reset: {fault}") from fault
 
     def _standing_at(self, state: HostState) -> Simulator:
         """The live environments, rebuilt and replayed where they stand elsewhere."""
         if self._live is not state or self._simulator is None:
             observed = self._reset_simulator(state.seed, state.restarts)
             assert self._simulator is not None
-            for block in state.actions:
-                for actions in block:
-                    self._simulator.send(actions)
-                    observed = self._simulator.receive().observed
+            observed = self._replayed(self._simulator, state, observed)
             same = jax.tree.map(lambda a, b: bool(np.array_equal(a, b, equal_nan=True)), observed, state.observed)
             if not all(jax.tree.leaves(same)):
                 raise EnvironmentFault(
@@ -246,18 +250,30 @@ class HostSource(Source):
                 )
         return self._simulator
 
+    def _replayed(self, simulator: Simulator, state: HostState, observed: Observed) -> Observed:
+        """What the environments show after the state's actions."""
+        step = state.steps - sum(len(block) for block in state.actions)
+        try:
+            with simulator.watched():
+                for block in state.actions:
+                    for actions in block:
+                        simulator.send(actions)
+                        observed = simulator.receive().observed
+                        step += 1
+        except EnvironmentFault as fault:
+            self.close()
+            raise EnvironmentFault(f"{self.name}: replay of step {step}: {fault}") from fault
+        return observed
+
     def _check(
         self, observations: Any, masks: np.ndarray | None, reward: np.ndarray, ended: np.ndarray, before: int
     ) -> None:
         """Raise EnvironmentFault at the first value that an environment should not have returned."""
         problems: list[tuple[int, int, str, Any]] = []
         steps = len(reward)
-        for path, leaf in jax.tree.leaves_with_path(observations):
-            space = _at_path(self._layout, path)
-            for row, env, *_ in unlawful(leaf[: steps + 1], space)[:1]:
-                # What row t shows came from step t - 1.
-                problems.append((row - 1, env, f"observation{jax.tree_util.keystr(path)}", leaf[row, env]))
-        for row, env in np.argwhere(~np.isfinite(reward))[:1]:
+        for row, env, what, value in unlawful_observations(observations, self._layout, steps + 1):
+            problems.append((row - 1, env, what, value))  # what row t shows came from step t - 1
+        for row, env in np.argwhere(unlawful_reward(reward))[:1]:
             problems.append((row, env, "reward", reward[row, env]))
         if masks is not None:
             # No action is taken in an episode's last observation.
@@ -266,9 +282,37 @@ class HostSource(Source):
         if problems:
             self.close()
             row, env, what, value = min(problems, key=lambda problem: problem[:2])
-            shown = np.array2string(np.asarray(value), threshold=8, edgeitems=3).replace("\n", " ")
             where = f"step {before + row}" if row >= 0 or before else "reset"
-            raise EnvironmentFault(f"{self.name}: {where}: environment {env} returned {what} {shown}")
+            raise EnvironmentFault(f"{self.name}: {where}: environment {env} {returned(what, value)}")
+
+
+LARGEST_REWARD = 1e15
+"""A reward beyond it, discounted and squared, would leave the range of 32 bits."""
+
+
+def unlawful_reward(reward: np.ndarray) -> np.ndarray:
+    """Which rewards are not finite, or too large to learn from."""
+    return ~(np.abs(reward) <= LARGEST_REWARD)
+
+
+def unlawful_observations(observations: Any, layout: Any, rows: int) -> list[tuple[int, int, str, Any]]:
+    """For each plain space of `layout` the first observation [T, N, ...] that it does not hold, among the first
+    `rows`: its row, its environment, its name and its value."""
+    found = []
+    for path, leaf in jax.tree.leaves_with_path(observations):
+        for row, env, *_ in unlawful(leaf[:rows], _at_path(layout, path))[:1]:
+            found.append((int(row), int(env), f"observation{jax.tree_util.keystr(path)}", leaf[row, env]))
+    return found
+
+
+def returned(what: str, value: Any) -> str:
+    """What a fault says of a value that an environment should not have returned."""
+    array = np.asarray(value)
+    scalar = array.ndim == 0 and array.dtype.kind == "f"
+    shown = f"{value:g}" if scalar else np.array2string(array, threshold=8, edgeitems=3).replace("\n", " ")
+    too_large = what == "reward" and np.isfinite(value)
+    remedy = f", but at most {LARGEST_REWARD:g} can be learned from; scale the rewards down" if too_large else ""
+    return f"returned {what} {shown}{remedy}"
 
 
 @jax.jit

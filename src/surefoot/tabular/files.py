@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 import os
 import zipfile
 from pathlib import Path
@@ -12,12 +12,14 @@ import numpy as np
 import scipy.sparse as sparse
 
 from surefoot.errors import ModelError, did_you_mean
+from surefoot.reading import read_bytes, read_json
 from surefoot.tabular.model import MDP
 
 _PARTS = ("data", "indices", "indptr", "shape")
 _SPARSE = [f"transition_{part}" for part in _PARTS]
 _REQUIRED = ["reward", "discount", "start"]
 _KNOWN = ["transition", *_SPARSE, *_REQUIRED, "horizon"]
+_LARGEST = 2**32  # bytes unpacked; an archive of a few kilobytes can hold terabytes of zeros
 
 
 def read_mdp(file: str | os.PathLike) -> MDP:
@@ -58,33 +60,37 @@ def read_policy(file: str | os.PathLike, mdp: MDP, name: str = "policy") -> np.n
     """Action probabilities from a .npy file, [S, A] or [T, S, A], checked against `mdp`. Raises ModelError."""
     path = Path(file)
     try:
-        with open(path, "rb") as opened:
-            array = np.lib.format.read_array(opened, allow_pickle=False)
+        array = np.lib.format.read_array(io.BytesIO(read_bytes(path)), allow_pickle=False)
     except OSError as error:
         raise ModelError(f"{name}: {path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, EOFError, MemoryError) as error:
+    except Exception as error:  # NumPy promises nothing of what a broken header raises
         raise ModelError(f"{name}: {path} is no .npy array of numbers") from error
     return mdp.probabilities(array, f"{name} ({path})")
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ModelError(f"{path} is no .npz archive")
-            return {name: archive[name] for name in archive.files}
+        content = io.BytesIO(read_bytes(path))
+        with zipfile.ZipFile(content) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked > _LARGEST:
+            raise ModelError(f"{path} unpacks to {unpacked} bytes, more than the {_LARGEST} that are read")
+        with np.load(content, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except ModelError:
+        raise
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile, MemoryError) as error:
+    except Exception as error:  # zipfile, zlib and NumPy promise nothing of what a broken archive raises
         raise ModelError(f"{path} is no .npz archive of plain arrays") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        held = json.loads(path.read_text())
+        held = read_json(path)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ModelError(f"{path} is no JSON: {error}") from error
     if not isinstance(held, dict):
         raise ModelError(f"{path} must hold a JSON object with {', '.join(['transition', *_REQUIRED])}")

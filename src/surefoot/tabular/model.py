@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sparse
 from jaxtyping import Float
 
-from surefoot.errors import ModelError
+from surefoot.errors import ModelError, shown
 from surefoot.policy import TabularPolicy
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ Array = np.ndarray
 PolicyLike: TypeAlias = "TabularPolicy | Float[Array, 'S A'] | Float[Array, 'T S A']"
 
 _ROUNDING = 1e-6
+_MOST = 2**28  # numbers of a policy [T, S, A]: two gigabytes, of which an evaluation takes several
 
 
 class MDP:
@@ -55,6 +56,11 @@ class MDP:
         self.matrix, self.states, self.actions = _checked_transition(transition, reward)
         self.reward = _checked_reward(reward, self.matrix, self.states, self.actions)
         self.horizon = _checked_horizon(horizon)
+        if (self.horizon or 0) * self.states * self.actions > _MOST:
+            raise ModelError(
+                f"horizon must be at most {_MOST // (self.states * self.actions)} for {self.states} states and "
+                f"{self.actions} actions, but {self.horizon} came; a policy would have more than {_MOST} numbers"
+            )
         self.discount = _checked_discount(discount, self.horizon)
         self.start = _checked_start(start, self.states)
 
@@ -147,10 +153,12 @@ class MDP:
 
 def _number_array(value: Any, name: str) -> Array:
     try:
-        array = np.asarray(value, np.float64)
-    except (TypeError, ValueError):
+        kind = np.asarray(value).dtype.kind
+        if kind in "cmMV":  # NumPy would drop an imaginary part, and count a date's days
+            raise TypeError
+        return np.asarray(value, np.float64)
+    except (TypeError, ValueError, OverflowError):
         raise ModelError(f"{name} must be an array of numbers, but {type(value).__name__} came") from None
-    return array
 
 
 def _checked_transition(transition: Any, reward: Any) -> tuple[Any, int, int]:
@@ -227,15 +235,15 @@ def _checked_horizon(horizon: Any) -> int | None:
         return None
     value = np.asarray(horizon)
     if value.ndim or value.dtype.kind not in "iuf" or value < 1 or value != np.floor(value) or not np.isfinite(value):
-        raise ModelError(f"horizon must be a whole number, at least 1, or None, but {horizon!r} came")
+        raise ModelError(f"horizon must be a whole number, at least 1, or None, but {shown(horizon)} came")
     return int(value)
 
 
 def _checked_discount(discount: Any, horizon: int | None) -> float:
     try:
         value = float(discount)
-    except (TypeError, ValueError):
-        raise ModelError(f"discount must be a number, but {discount!r} came") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ModelError(f"discount must be a number, but {shown(discount)} came") from None
     if horizon is None and not 0 <= value < 1:
         raise ModelError(f"discount must be at least 0 and below 1 without a horizon, but {value:g} came")
     if not 0 <= value <= 1:
@@ -248,7 +256,9 @@ def _checked_start(start: Any, states: int) -> Float[Array, " S"]:
     if law.ndim == 0:
         state = float(law)
         if state != np.floor(state) or not 0 <= state < states:
-            raise ModelError(f"start must be one of the states 0 to {states - 1}, or their law, but {start!r} came")
+            raise ModelError(
+                f"start must be one of the states 0 to {states - 1}, or their law, but {shown(start)} came"
+            )
         return np.eye(1, states, int(state))[0]
     if law.shape != (states,):
         raise ModelError(f"start must be {[states]} to fit transition, but {list(law.shape)} came")

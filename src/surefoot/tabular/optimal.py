@@ -12,7 +12,7 @@ import numpy as np
 import scipy.sparse as sparse
 from jaxtyping import Float, Int
 
-from surefoot.errors import SettingError
+from surefoot.errors import SettingError, shown
 from surefoot.tabular.evaluation import resolvent
 from surefoot.tabular.model import MDP
 from surefoot.tabular.rows import (
@@ -270,9 +270,9 @@ def _iterate(mdp: MDP, evaluated: Callable[[Array, Array], Array], *, tolerance:
 def _settled(mdp: MDP, tolerance: float, limit: int) -> bool:
     """Whether one pass backwards in time is all there is to do, for settings that are legal."""
     if not tolerance >= 0:
-        raise SettingError(f"tolerance must be a number, at least 0, but {tolerance!r} came")
+        raise SettingError(f"tolerance must be a number, at least 0, but {shown(tolerance)} came")
     if limit < 1:
-        raise SettingError(f"limit must be at least 1, but {limit!r} came")
+        raise SettingError(f"limit must be at least 1, but {shown(limit)} came")
     return mdp.horizon is not None
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from surefoot.divergences import kl
-from surefoot.errors import SettingError
+from surefoot.errors import SettingError, shown
 
 Array = np.ndarray
 
@@ -25,7 +25,7 @@ def softened(old: Float[Array, "... A"], advantage: Float[Array, "... A"], multi
     Raises SettingError for a negative lambda.
     """
     if multiplier < 0 or np.isnan(multiplier):
-        raise SettingError(f"multiplier must be a number, at least 0, but {multiplier!r} came")
+        raise SettingError(f"multiplier must be a number, at least 0, but {shown(multiplier)} came")
     taken = old > 0
     best = np.max(np.where(taken, advantage, -np.inf), axis=-1, keepdims=True)
     below = np.where(taken, advantage - best, -np.inf)
@@ -43,7 +43,7 @@ def softened_value(
 ) -> Float[Array, ...]:
     """max of E_pi' A - lambda KL(pi' || pi) = lambda log E_pi exp(A / lambda), for lambda > 0."""
     if not multiplier > 0:
-        raise SettingError(f"multiplier must be a number, above 0, but {multiplier!r} came")
+        raise SettingError(f"multiplier must be a number, above 0, but {shown(multiplier)} came")
     taken = old > 0
     best = np.max(np.where(taken, advantage, -np.inf), axis=-1, keepdims=True)
     exponent = np.where(taken, advantage - best, 0) / multiplier
@@ -57,7 +57,7 @@ def mode_covering(old: Float[Array, " A"], advantage: Float[Array, " A"], multip
     mass that the others leave at nu = its advantage. For one state; lambda > 0.
     """
     if not multiplier > 0:
-        raise SettingError(f"multiplier must be a number, above 0, but {multiplier!r} came")
+        raise SettingError(f"multiplier must be a number, above 0, but {shown(multiplier)} came")
     taken = old > 0
     best = float(np.max(advantage[taken]))
     # At nu = best + lambda every term is at most pi, so the sum is at most 1; near best it is above.
