@@ -45,6 +45,7 @@ ORDER = [
     ["progress"],
     ["stages"],
     ["iteration"],
+    ["compiled"],
     ["standing"],
     ["training"],
     ["lecture"],

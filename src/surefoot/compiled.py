@@ -18,16 +18,19 @@ from surefoot.iteration import Iteration, Learner, Told, learn, told_of
 from surefoot.rules import Rule
 from surefoot.sources.functional import Fault, FunctionalSource, FunctionalState, first_fault
 
+CAPACITY = 64
+_SECONDS = 1.0  # of a chunk: as long as a panel may stand still and Ctrl-C be waited for
+
 
 class Chunk(NamedTuple):
-    """What a program of several iterations gives; arrays lead with the iteration.
+    """What a program of several iterations gives; the arrays of `told` and `critic` lead with the iteration.
 
     Attributes:
         learner, state: after the last.
-        count: how many iterations were made; fewer than asked where an environment failed.
+        count: how many iterations were made: those asked for, or those before an environment failed.
         told: for their accounts.
         critic: the fits' reports.
-        fault: where an environment failed, in the last iteration.
+        fault: of the environment that failed.
     """
 
     learner: Learner
@@ -38,11 +41,12 @@ class Chunk(NamedTuple):
     fault: Fault
 
 
-def make_chunk(source: FunctionalSource, rule: Rule, run: config.Run, capacity: int) -> Callable[..., Chunk]:
-    """The program: from learner, state and how many iterations to make (at most `capacity`) to a Chunk.
+def make_chunk(source: FunctionalSource, rule: Rule, run: config.Run) -> Callable[..., Chunk]:
+    """The program: from learner, state and how many iterations to make (at most CAPACITY) to a Chunk.
 
     How many is an argument, so that a run's last few and its first thousand are the same program: the bits of an
-    iteration do not depend on where chunks end.
+    iteration do not depend on where chunks end. The loop writes in place what it carries; what it was given stays, so
+    that there is something to save where an environment fails.
     """
 
     def advance(learner: Learner, state: FunctionalState) -> tuple[Learner, FunctionalState, Any]:
@@ -52,29 +56,40 @@ def make_chunk(source: FunctionalSource, rule: Rule, run: config.Run, capacity: 
         return learned, after, (told, critic, first_fault(trajectory))
 
     def chunk(learner: Learner, state: FunctionalState, count: Any) -> Chunk:
-        shapes = jax.eval_shape(advance, learner, state)[2]
-        rows = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)
+        told, critic, fault = jax.eval_shape(advance, learner, state)[2]
+        rows = jax.tree.map(lambda leaf: jnp.zeros((CAPACITY, *leaf.shape), leaf.dtype), (told, critic))
+        none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), fault)
 
         def going(carry: Any) -> Any:
-            done, _, _, (_, _, fault) = carry
-            return (done < count) & ~jnp.any(fault.found)
+            done, _, _, _, fault = carry
+            return (done < count) & ~fault.found
 
         def body(carry: Any) -> Any:
-            done, learner, state, rows = carry
-            learned, after, row = advance(learner, state)
-            rows = jax.tree.map(lambda all_rows, one: all_rows.at[done].set(one), rows, row)
-            return done + 1, learned, after, rows
+            done, learner, state, rows, _ = carry
+            learned, after, (told, critic, fault) = advance(learner, state)
+            rows = jax.tree.map(lambda every, one: every.at[done].set(one), rows, (told, critic))
+            # An iteration that an environment spoiled did not happen.
+            learner, state = jax.tree.map(
+                lambda new, old: jnp.where(fault.found, old, new), (learned, after), (learner, state)
+            )
+            return done + ~fault.found, learner, state, rows, fault
 
-        done, learner, state, rows = jax.lax.while_loop(going, body, (jnp.zeros((), jnp.int32), learner, state, rows))
-        told, critic, fault = rows
-        last = jax.tree.map(lambda leaf: leaf[jnp.maximum(done - 1, 0)], fault)
-        return Chunk(learner, state, done, told, critic, last)
+        begun = jnp.zeros((), jnp.int32), learner, state, rows, none
+        done, learner, state, (told, critic), fault = jax.lax.while_loop(going, body, begun)
+        return Chunk(learner, state, done, told, critic, fault)
 
-    return jax.jit(chunk, donate_argnums=(0, 1))
+    return jax.jit(chunk)
 
 
 def iterations(chunk: Chunk, run: config.Run) -> list[Iteration]:
     """The account of every iteration of a chunk, in order."""
     told, critic, count = jax.device_get((chunk.told, chunk.critic, chunk.count))
-    at = [jax.tree.map(lambda leaf, i=index: leaf[i], (told, critic)) for index in range(int(count))]
-    return [told_of(*one, run) for one in at]
+    each = [jax.tree.map(lambda leaf, i=index: leaf[i], (told, critic)) for index in range(int(count))]
+    return [told_of(*one, run) for one in each]
+
+
+def how_many(steps: int, per_iteration: int, pace: float | None) -> int:
+    """Iterations of the next chunk: none of them is begun after `steps` more steps are done, whatever of them is
+    experience; about a second of them at `pace` iterations a second, 2 while that is not known."""
+    left = -(-steps // per_iteration)
+    return max(1, min(left, CAPACITY, 2 if pace is None else int(pace * _SECONDS)))

@@ -9,13 +9,18 @@ from typing import Any, NamedTuple
 
 import gymnasium
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PRNGKeyArray
 
 from surefoot.agent import Agent
 from surefoot.config import Collection
 from surefoot.errors import EnvironmentFault, RunError, SettingError, SurefootError
+from surefoot.policy import NeuralPolicy
 from surefoot.settings import check
+from surefoot.sources import functional_environment
 from surefoot.sources.environments import environment_name, guarded, maker
+from surefoot.sources.functional import FunctionalEnvironment
 from surefoot.sources.guard import line
 from surefoot.sources.gymnasium import GymnasiumSimulator
 from surefoot.sources.host import returned, unlawful_observations, unlawful_reward
@@ -61,6 +66,9 @@ def evaluate(
     seeds = [int(value) & 0x7FFFFFFF for value in sequence.generate_state(count, np.uint32)]
     generator = np.random.default_rng(sequence)
     name = environment_name(environment)
+    if (functional := functional_environment(environment)) is not None:
+        _check_spaces(agent, functional, name)
+        return _summary(_play_functional(agent, functional, name, episodes, seed, deterministic))
     limited = functools.partial(_limited, maker(environment))
     simulator = GymnasiumSimulator(limited, count, step_seconds=step_seconds)
     try:
@@ -72,6 +80,16 @@ def evaluate(
         raise EnvironmentFault(f"{name}: evaluation: {fault}") from fault
     finally:
         simulator.close()
+    return _summary(played)
+
+
+class _Episode(NamedTuple):
+    total: float
+    length: int
+    cut: bool
+
+
+def _summary(played: list[_Episode]) -> dict[str, Any]:
     returns, lengths = np.array([row.total for row in played]), np.array([row.length for row in played])
     return {
         "return": {"mean": float(returns.mean()), "std": float(returns.std()), "episodes": len(played)},
@@ -80,10 +98,52 @@ def evaluate(
     }
 
 
-class _Episode(NamedTuple):
-    total: float
-    length: int
-    cut: bool
+def _play_functional(
+    agent: Agent, environment: FunctionalEnvironment, name: str, episodes: int, seed: int, deterministic: bool
+) -> list[_Episode]:
+    """One episode in each of so many copies, all in one program; whoever has ended waits for the others."""
+
+    def begin(key: PRNGKeyArray) -> Any:
+        inner, observation = jax.vmap(environment.reset)(jax.random.split(key, episodes))
+        nothing = jnp.zeros(episodes, jnp.int32)
+        return inner, observation, nothing.astype(jnp.float32), nothing, nothing > 0, jnp.ones(episodes, bool)
+
+    def step(policy: NeuralPolicy, carry: Any, key: PRNGKeyArray) -> Any:
+        inner, observation, total, length, over, sound = carry
+        act_key, step_key = jax.random.split(key)
+        distribution = policy(observation)
+        action = distribution.mode() if deterministic else distribution.sample(act_key)
+        stepped = jax.vmap(environment.step)(jax.random.split(step_key, episodes), inner, policy.action_map(action))
+        total = total + jnp.where(over, 0, stepped.reward)
+        return (
+            stepped.state,
+            stepped.observation,
+            total,
+            length + ~over,
+            over | stepped.terminated | stepped.truncated,
+            sound & jnp.isfinite(total),
+        )
+
+    @jax.jit
+    def play(policy: NeuralPolicy, key: PRNGKeyArray) -> Any:
+        def going(carry: Any) -> Any:
+            (_, _, _, length, over, sound), _ = carry
+            return ~jnp.all(over) & jnp.all(sound) & (jnp.max(length) < LONGEST_EPISODE)
+
+        def body(carry: Any) -> Any:
+            inner, key = carry
+            key, step_key = jax.random.split(key)
+            return step(policy, inner, step_key), key
+
+        begin_key, key = jax.random.split(key)
+        (_, _, total, length, over, sound), _ = jax.lax.while_loop(going, body, (begin(begin_key), key))
+        return total, length, over, sound
+
+    total, length, over, sound = jax.device_get(play(agent.policy, jax.random.fold_in(jax.random.key(seed), 0x5EED)))
+    for index in np.flatnonzero(~sound)[:1]:
+        where = f"evaluation: step {length[index] - 1}: environment {index}"
+        raise EnvironmentFault(f"{name}: {where} returned a reward that is not finite")
+    return [_Episode(float(a), int(b), not c) for a, b, c in zip(total, length, over, strict=True)]
 
 
 # What does not fit into 32 bits becomes infinite, which is reported.
@@ -146,7 +206,7 @@ def _check(observation: Any, mask: np.ndarray | None, layout: Any) -> None:
         raise EnvironmentFault(f"environment {index} {returned('action_mask', 'nothing allowed')}")
 
 
-def _check_spaces(agent: Agent, simulator: GymnasiumSimulator, name: str) -> None:
+def _check_spaces(agent: Agent, simulator: GymnasiumSimulator | FunctionalEnvironment, name: str) -> None:
     """Raise SettingError where the environments are not those that the agent was trained for."""
     found = (make_encoder(simulator.observation_space), *make_head(simulator.action_space))
     if found != (agent.policy.encoder, agent.policy.head, agent.policy.action_map):
@@ -174,6 +234,8 @@ def repeatable(
     Raises EnvironmentFault where an environment fails.
     """
     name = environment_name(environment)
+    if functional_environment(environment) is not None:
+        return True  # it is a function of its keys and actions
     make = maker(environment)
     copies: list[Any] = []
     generator = np.random.default_rng(np.random.SeedSequence((seed, 0x5A3E)))

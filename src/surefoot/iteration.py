@@ -212,6 +212,7 @@ def told_of(told: Told, critic_report: CriticReport, run: config.Run) -> Iterati
     """The iteration that `learn` made, once it is fetched from the device. Its row has no times."""
     judgement, _ = judge(told.before, told.after, run)
     coverage = _coverage(told.flags, run.estimator.discount)
+    critic_report = CriticReport(*map(float, critic_report))
     row, returns = account(told, certify_stage(told, coverage, run), critic_report)
     return Iteration(row | dict.fromkeys(_TIMES), returns, judgement)
 

@@ -17,13 +17,14 @@ from surefoot import agent as artefact
 from surefoot import checkpoint, config
 from surefoot.calibration import Calibration, calibrate
 from surefoot.compilation import keep_compiled_programs
+from surefoot.compiled import how_many, iterations, make_chunk
 from surefoot.doctor import Finding, diagnose
 from surefoot.errors import RunError, SettingError, Stopped, SurefootError, did_you_mean
 from surefoot.evaluation import evaluate, repeatable
 from surefoot.files import held, make_folder, write_atomically
 from surefoot.guard import careful
 from surefoot.history import read
-from surefoot.iteration import Learner, begin, iterate, settled, unjudged
+from surefoot.iteration import Iteration, Learner, begin, iterate, settled, unjudged
 from surefoot.progress import Progress
 from surefoot.recipe import Recipe, read_recipe
 from surefoot.record import Recorder, differing_versions, new_run_folder
@@ -31,9 +32,10 @@ from surefoot.report.curve import learning_curve
 from surefoot.report.page import write_report
 from surefoot.rules import RULES, Rule
 from surefoot.settings import as_json, dumps
-from surefoot.sources import make_source
+from surefoot.sources import make_source, runs_code
 from surefoot.sources.base import Source
 from surefoot.sources.environments import environment_name
+from surefoot.sources.functional import FunctionalSource
 from surefoot.standing import Standing, load, save
 from surefoot.tensorboard import Scalars, writer_class
 
@@ -149,7 +151,7 @@ def resume(
     recipe, rule, run = begun_with(folder, steps)
     name = str(recipe.environment)
     _refuse_links(folder)
-    if environment is None and ":" in name and not allow_env:
+    if environment is None and runs_code(name) and not allow_env:
         raise RunError(
             f"{folder} names the environment {name!r}, which runs code of that module; say allow_env if it is yours"
         )
@@ -275,6 +277,7 @@ def _learn(
     started = time.perf_counter() - standing.seconds
     saved = time.monotonic()
     unrecorded = standing.carried
+    onward = _onward(source, rule, run)
 
     def record(view: Progress, judgement: dict[str, Any]) -> None:
         nonlocal unrecorded
@@ -291,9 +294,10 @@ def _learn(
         with Progress(title, run.steps, trust_region=rule.settings_class.trust_region, shown=progress) as view:
             try:
                 while standing.steps < run.steps and not stopped:
-                    standing, judgement = _onward(source, rule, run, standing, started)
-                    record(view, judgement)
-                    unrecorded = standing.carried
+                    standing, made = onward(standing, started)
+                    for done in made:
+                        record(view, done.judgement)
+                        unrecorded = done
                     stopped = stop is not None and stop()
                     finished = standing.steps >= run.steps
                     if stopped or finished or time.monotonic() - saved >= run.checkpoint_seconds:
@@ -347,15 +351,60 @@ def _quiet(line: str) -> None:
     """Something worse is told already."""
 
 
-def _onward(
-    source: Source, rule: Rule, run: config.Run, standing: Standing, started: float
-) -> tuple[Standing, dict[str, Any]]:
-    """Where the run stands one iteration later, and what that says of the update before."""
-    learner, state, done = iterate(source, rule, run, standing.learner, standing.state)
-    steps, updates = standing.steps + done.row["experience"], standing.updates + 1
-    seconds = time.perf_counter() - started
-    row = {"update": updates, "steps": steps, "seconds": seconds, **done.row}
-    return Standing(learner, state, done._replace(row=row), steps, updates, seconds), done.judgement
+Onward = Callable[[Standing, float], tuple[Standing, list[Iteration]]]
+"""From where a run stands and when it began to where it stands next, and the iterations that led there."""
+
+
+def _onward(source: Source, rule: Rule, run: config.Run) -> Onward:
+    """One iteration at a time, or as many as take about a second where the source is a function itself.
+
+    The guard decides between two iterations on the host, so with it they are made one at a time.
+    """
+    if isinstance(source, FunctionalSource) and not run.certification.guard:
+        return _compiled(source, rule, run)
+
+    def onward(standing: Standing, started: float) -> tuple[Standing, list[Iteration]]:
+        learner, state, done = iterate(source, rule, run, standing.learner, standing.state)
+        done = _numbered(done, standing, time.perf_counter() - started)
+        return _after(done, learner, state), [done]
+
+    return onward
+
+
+def _compiled(source: FunctionalSource, rule: Rule, run: config.Run) -> Onward:
+    chunk = make_chunk(source, rule, run)
+    pace: float | None = None
+    compiled = False
+
+    def onward(standing: Standing, started: float) -> tuple[Standing, list[Iteration]]:
+        nonlocal pace, compiled
+        begun = time.perf_counter()
+        count = how_many(run.steps - standing.steps, source.envs * source.horizon, pace)
+        made = chunk(standing.learner, standing.state, count)
+        each = iterations(made, run)
+        if not each:
+            source.check(made.fault, int(made.state.steps))
+        spent = time.perf_counter() - begun
+        if compiled:
+            pace = len(each) / spent
+        compiled = True
+        for index, one in enumerate(each):
+            each[index] = one = _numbered(one, standing, begun - started + spent * (index + 1) / len(each))
+            standing = _after(one, made.learner, made.state)
+        return standing, each
+
+    return onward
+
+
+def _numbered(done: Iteration, before: Standing, seconds: float) -> Iteration:
+    """The iteration with its place in the run in its row."""
+    place = {"update": before.updates + 1, "steps": before.steps + done.row["experience"], "seconds": seconds}
+    return done._replace(row=place | done.row)
+
+
+def _after(done: Iteration, learner: Learner, state: Any) -> Standing:
+    row = done.row
+    return Standing(learner, state, done, row["steps"], row["update"], row["seconds"])
 
 
 def _repeatable(agent: artefact.Agent, environment: Any, seed: int, step_seconds: float | None) -> bool | None:

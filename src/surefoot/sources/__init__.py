@@ -13,6 +13,25 @@ from surefoot.errors import SettingError
 
 if TYPE_CHECKING:
     from surefoot.sources.base import Source
+    from surefoot.sources.functional import FunctionalEnvironment
+
+
+LIBRARIES = ("gymnax",)
+"""Libraries of environments written in JAX: what stands before the colon in the names of their tasks."""
+
+
+def runs_code(environment: str) -> bool:
+    """Whether a name makes a module of its own be imported, which runs whatever code that holds."""
+    return ":" in environment and not environment.startswith(tuple(f"{library}:" for library in LIBRARIES))
+
+
+def functional_environment(environment: str | Callable[[], Any]) -> FunctionalEnvironment | None:
+    """The environment written in JAX that a name is of; None for every other one. Raises EnvironmentNotFound."""
+    if not isinstance(environment, str) or not environment.startswith("gymnax:"):
+        return None
+    from surefoot.sources.gymnax import gymnax_environment
+
+    return gymnax_environment(environment.removeprefix("gymnax:"))
 
 
 def make_source(environment: str | Callable[[], Any], settings: config.Collection) -> Source:
@@ -21,12 +40,10 @@ def make_source(environment: str | Callable[[], Any], settings: config.Collectio
     `auto` takes EnvPool where it has the task and Gymnasium elsewhere. Raises EnvironmentNotFound,
     UnsupportedSpace.
     """
-    if isinstance(environment, str) and environment.startswith("gymnax:"):
+    if (made := functional_environment(environment)) is not None:
         from surefoot.sources.functional import FunctionalSource
-        from surefoot.sources.gymnax import gymnax_environment
 
-        made = gymnax_environment(environment.removeprefix("gymnax:"))
-        return FunctionalSource(made, name=environment, envs=settings.envs, horizon=settings.horizon)
+        return FunctionalSource(made, name=str(environment), envs=settings.envs, horizon=settings.horizon)
     named = isinstance(environment, str) and ":" not in environment
     if settings.source == "envpool" and not named:
         raise SettingError("source: envpool takes a Gymnasium id, not an environment of one's own; use gymnasium")

@@ -87,6 +87,7 @@ class FunctionalSource(Source):
         self.observation_space = environment.observation_space
         self.action_space = environment.action_space
         self.environment = environment
+        self._shown = jax.eval_shape(environment.reset, jax.random.key(0))[1]
         self._reset = jax.jit(self.begin)
         self._collect = jax.jit(self.roll_out)
 
@@ -99,7 +100,7 @@ class FunctionalSource(Source):
     ) -> tuple[Trajectory, FunctionalState]:
         """T steps of each environment. Raises EnvironmentFault, naming environment, index and step."""
         trajectory, after = self._collect(policy, state, key)
-        self.check(first_fault(trajectory), trajectory, int(state.steps))
+        self.check(first_fault(trajectory), int(state.steps))
         return trajectory, after
 
     def begin(self, key: PRNGKeyArray) -> FunctionalState:
@@ -153,20 +154,17 @@ class FunctionalSource(Source):
         )
         return after, (state.observation, rows)
 
-    def check(self, fault: Fault, trajectory: Trajectory, before: int) -> None:
+    def check(self, fault: Fault, before: int) -> None:
         """Raise EnvironmentFault where `first_fault` found one; `before` are the steps before the trajectory."""
         if not bool(fault.found):
             return
-        row, env = int(fault.row), int(fault.env)
-        what, value = "reward", np.asarray(trajectory.reward[row, env])
-        if np.isfinite(value):
-            what = "an observation that is not finite in its part"
-            for path, leaf in jax.tree.leaves_with_path(trajectory.observation):
-                if not np.isfinite(np.asarray(leaf[row + 1, env], np.float64)).all():
-                    what, value = f"observation{jax.tree_util.keystr(path)}", np.asarray(leaf[row + 1, env])
-                    break
-        shown = np.array2string(value, threshold=8, edgeitems=3).replace("\n", " ")
-        raise EnvironmentFault(f"{self.name}: step {before + row}: environment {env} returned {what} {shown}")
+        names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(self._shown)]
+        part = int(fault.part)
+        what = "reward" if part < 0 else f"observation{names[part]}"
+        raise EnvironmentFault(
+            f"{self.name}: step {before + int(fault.row)}: environment {int(fault.env)} returned {what} with a value "
+            f"that is not finite"
+        )
 
     def pack(self, state: FunctionalState) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """The whole state as arrays."""
@@ -187,19 +185,30 @@ class FunctionalSource(Source):
 
 
 class Fault(NamedTuple):
-    """Where a trajectory first holds what is not finite: whether, and the row and environment."""
+    """Where a trajectory first holds what is not finite.
+
+    Attributes:
+        found: whether it does.
+        row, env: which step of which environment returned it.
+        part: which leaf of the observation it is in; -1 for the reward.
+    """
 
     found: Bool[Array, ""]
     row: Int[Array, ""]
     env: Int[Array, ""]
+    part: Int[Array, ""]
 
 
 @jax.jit
 def first_fault(trajectory: Trajectory) -> Fault:
     """The first reward, or observation that a row led to, that is not finite."""
-    bad = ~jnp.isfinite(trajectory.reward)
+    shape = trajectory.reward.shape
+    wrong = [~jnp.isfinite(trajectory.reward)]
     for leaf in jax.tree.leaves(trajectory.observation):
-        if jnp.issubdtype(leaf.dtype, jnp.inexact):
-            bad |= ~jnp.isfinite(leaf[1:]).reshape(*bad.shape, -1).all(axis=-1)
-    index = jnp.argmax(bad)
-    return Fault(jnp.any(bad), index // bad.shape[1], index % bad.shape[1])
+        real = jnp.issubdtype(leaf.dtype, jnp.inexact)
+        wrong.append(~jnp.isfinite(leaf[1:]).reshape(*shape, -1).all(axis=-1) if real else jnp.zeros(shape, bool))
+    parts = jnp.stack(wrong)
+    anywhere = parts.any(axis=0)
+    index = jnp.argmax(anywhere)
+    row, env = index // shape[1], index % shape[1]
+    return Fault(jnp.any(anywhere), row, env, jnp.argmax(parts[:, row, env]) - 1)
