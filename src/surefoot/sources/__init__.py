@@ -26,12 +26,28 @@ def runs_code(environment: str) -> bool:
 
 
 def functional_environment(environment: str | Callable[[], Any]) -> FunctionalEnvironment | None:
-    """The environment written in JAX that a name is of; None for every other one. Raises EnvironmentNotFound."""
-    if not isinstance(environment, str) or not environment.startswith("gymnax:"):
-        return None
-    from surefoot.sources.gymnax import gymnax_environment
+    """The environment written in JAX that is meant; None for every other one.
 
-    return gymnax_environment(environment.removeprefix("gymnax:"))
+    That is a task of one of LIBRARIES; a FunctionalEnvironment; and a callable, itself or as `package.module:callable`,
+    whose annotation says that it returns one. Raises EnvironmentNotFound.
+    """
+    if isinstance(environment, str) and environment.startswith("gymnax:"):
+        from surefoot.sources.gymnax import gymnax_environment
+
+        return gymnax_environment(environment.removeprefix("gymnax:"))
+    meant: Any = environment
+    if isinstance(environment, str):
+        if not runs_code(environment):
+            return None
+        from surefoot.sources.environments import attribute_of
+
+        meant = attribute_of(environment)
+    from surefoot.sources.functional import FunctionalEnvironment
+
+    returned = getattr(meant, "__annotations__", {}).get("return", None)
+    if callable(meant) and str(getattr(returned, "__name__", returned)).endswith(FunctionalEnvironment.__name__):
+        meant = meant()
+    return meant if isinstance(meant, FunctionalEnvironment) else None
 
 
 def make_source(environment: str | Callable[[], Any], settings: config.Collection) -> Source:
@@ -41,9 +57,11 @@ def make_source(environment: str | Callable[[], Any], settings: config.Collectio
     UnsupportedSpace.
     """
     if (made := functional_environment(environment)) is not None:
+        from surefoot.sources.environments import environment_name
         from surefoot.sources.functional import FunctionalSource
 
-        return FunctionalSource(made, name=str(environment), envs=settings.envs, horizon=settings.horizon)
+        name = environment_name(environment)
+        return FunctionalSource(made, name=name, envs=settings.envs, horizon=settings.horizon)
     named = isinstance(environment, str) and ":" not in environment
     if settings.source == "envpool" and not named:
         raise SettingError("source: envpool takes a Gymnasium id, not an environment of one's own; use gymnasium")

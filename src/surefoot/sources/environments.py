@@ -54,6 +54,12 @@ def maker(environment: str | Callable[[], Any], **options: Any) -> Callable[[], 
     return functools.partial(_make, make, environment)
 
 
+def attribute_of(environment: str) -> Any:
+    """What `package.module:attribute` names; None where the module has none such. Raises EnvironmentNotFound."""
+    module_name, _, attribute = environment.partition(":")
+    return getattr(_import(environment, module_name), attribute, None)
+
+
 Spaces = tuple[gymnasium.Space, gymnasium.Space]
 """Of an environment: what it observes, and its actions."""
 
