@@ -146,3 +146,32 @@ def test_too_little_memory_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr("surefoot.history.read", spent)
     assert cli.main(["doctor", "runs"]) == 2
     assert "memory" in capsys.readouterr().err
+
+
+def test_rewards_beyond_what_float64_can_add_up_are_refused():
+    for horizon in (None, 3):
+        mdp = sf.tabular.MDP(np.ones((1, 2, 1)), np.array([[1.7e308, 1.7e308]]), 0.9, 0, horizon)
+        with pytest.raises(sf.ModelError, match="reward: values leave float64"):
+            sf.tabular.evaluate(mdp, mdp.uniform())
+
+
+@pytest.mark.parametrize("part", ["indices", "indptr", "shape"])
+def test_a_sparse_matrix_whose_places_are_no_whole_numbers_is_refused(part, tmp_path):
+    sf.tabular.save_mdp(sf.tabular.load("FrozenLake-v1"), tmp_path / "mdp.npz")
+    with np.load(tmp_path / "mdp.npz") as opened:
+        held = dict(opened)
+    held[f"transition_{part}"] = held[f"transition_{part}"] * (1 + 0j)
+    np.savez(tmp_path / "mdp.npz", **held)
+    with pytest.raises(sf.ModelError, match=f"transition_{part} must hold whole numbers"):
+        sf.tabular.load(str(tmp_path / "mdp.npz"))
+
+
+def test_a_picture_whose_axes_no_number_can_hold_is_told(monkeypatch, tmp_path):
+    from matplotlib.figure import Figure
+
+    def fail(*_, **__):
+        raise ValueError("arange: cannot compute length")
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    with pytest.raises(sf.RunError, match="cannot be drawn from these metrics: arange"):
+        learning_curve(histories.write_run(tmp_path))
