@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from decimal import Decimal
 
@@ -11,7 +12,7 @@ from gymnasium import spaces
 
 import histories
 import surefoot as sf
-from surefoot import cli, config, history
+from surefoot import checkpoint, cli, config, history
 from surefoot.errors import ModelError, RunError, SettingError, UnsupportedSpace
 from surefoot.report.curve import learning_curve
 from surefoot.spaces import make_head, parse
@@ -93,6 +94,8 @@ def test_a_metric_that_was_never_written_so_is_told_or_left_out(case, tmp_path, 
 
 CONFIGURATIONS = {  # of runs that can be told of all the same: settings, evaluation
     "no confidence but a word": ({"confidence": "often"}, histories.EVALUATION),
+    "hardly any confidence": ({"confidence": 5e-324}, histories.EVALUATION),
+    "nearly every confidence": ({"confidence": 0.9999999999999999}, histories.EVALUATION),
     "no confidence but a list": ({"confidence": [0.95]}, histories.EVALUATION),
     "a list for repeatable": ({}, histories.EVALUATION | {"repeatable": []}),
     "a return without a mean": ({}, {"return": {"std": 9.0, "episodes": 20}, "repeatable": True}),
@@ -175,3 +178,18 @@ def test_a_picture_whose_axes_no_number_can_hold_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr(Figure, "savefig", fail)
     with pytest.raises(sf.RunError, match="cannot be drawn from these metrics: arange"):
         learning_curve(histories.write_run(tmp_path))
+
+
+def test_a_checkpoint_whose_tensors_have_a_type_of_two_lines_is_told_in_one(tmp_path):
+    checkpoint.write(tmp_path, "run", 1, {"a": np.zeros(3)}, {}, [])
+    tensors = next((tmp_path / "checkpoints").glob("*.safetensors"))
+    changed = tensors.read_bytes().replace(b'"F64"', b'"\\nx"')
+    tensors.write_bytes(changed)
+    described = json.loads(tensors.with_suffix(".json").read_text())
+    del described["digest"]
+    described |= {"bytes": len(changed), "sha256": hashlib.sha256(changed).hexdigest()}
+    tensors.with_suffix(".json").write_bytes(checkpoint._sealed(described))
+    with pytest.raises(RunError) as raised:
+        checkpoint.read(tensors.with_suffix(".json"))
+    assert "no checkpoint that can be read" in str(raised.value)
+    assert "\n" not in str(raised.value)
