@@ -15,7 +15,7 @@ import surefoot as sf
 from surefoot import checkpoint, cli, config, history
 from surefoot.errors import ModelError, RunError, SettingError, UnsupportedSpace
 from surefoot.report.curve import learning_curve
-from surefoot.spaces import make_head, parse
+from surefoot.spaces import make_encoder, make_head, parse
 from surefoot.tabular import MDP
 
 MODEL = {"transition": np.ones((1, 2, 1)), "reward": np.zeros((1, 2)), "discount": 0.5, "start": 0}
@@ -52,6 +52,16 @@ REFUSED = {  # what is asked, the error, and a word of it
         lambda: parse({"type": "MultiBinary", "n": [10**5, 10**4]}),
         UnsupportedSpace,
         "more than",
+    ),
+    "a choice beyond 32 bits": (
+        lambda: make_head(spaces.MultiDiscrete([2, 3], start=[2**31 - 1, 0])),
+        UnsupportedSpace,
+        "beyond 32 bits",
+    ),
+    "an observation below 32 bits": (
+        lambda: make_encoder(spaces.Discrete(2, start=-(2**31) - 1)),
+        UnsupportedSpace,
+        "beyond 32 bits",
     ),
     "a space described at length": (lambda: parse({"type": "x" * 10_000}), UnsupportedSpace, "..."),
     "a name too long for a file": (lambda: sf.load("a" * 300), RunError, "too long"),

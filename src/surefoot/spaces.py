@@ -123,12 +123,19 @@ def make_encoder(space: gymnasium.Space) -> Encoder:
     return encoder
 
 
+def _choices(space: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """How many values each whole number of a Discrete or MultiDiscrete has, and its first. Raises UnsupportedSpace."""
+    count = space.n if isinstance(space, gym_spaces.Discrete) else space.nvec
+    sizes, start = (tuple(int(value) for value in np.ravel(part)) for part in (count, space.start))
+    limits = np.iinfo(np.int32)
+    if any(first < limits.min or first + size - 1 > limits.max for size, first in zip(sizes, start, strict=True)):
+        raise UnsupportedSpace(f"space {one_line(space)} has values beyond 32 bits; let it start at 0")
+    return sizes, start
+
+
 def _leaf(space: Any) -> _Leaf:
-    if isinstance(space, gym_spaces.Discrete):
-        return _Leaf((), (int(space.n),), (int(space.start),))
-    if isinstance(space, gym_spaces.MultiDiscrete):
-        sizes = tuple(int(n) for n in np.ravel(space.nvec))
-        return _Leaf(space.shape, sizes, tuple(int(n) for n in np.ravel(space.start)))
+    if isinstance(space, (gym_spaces.Discrete, gym_spaces.MultiDiscrete)):
+        return _Leaf(space.shape, *_choices(space))
     if isinstance(space, gym_spaces.MultiBinary):
         return _Leaf(space.shape, None)
     if isinstance(space, gym_spaces.Box) and len(space.shape) <= 1 and prod(space.shape) > 0:
@@ -252,12 +259,10 @@ def affine(low: tuple[float, ...], high: tuple[float, ...], dtype: np.dtype) -> 
 
 def make_head(space: gymnasium.Space) -> tuple[Head, ActionMap]:
     """The head and action map for an action space. Raises UnsupportedSpace, saying what is supported."""
-    if isinstance(space, gym_spaces.Discrete):
-        return Head("Categorical", (int(space.n),)), ActionMap((), (int(space.start),))
-    if isinstance(space, gym_spaces.MultiDiscrete):
-        sizes = tuple(int(n) for n in np.ravel(space.nvec))
-        start = tuple(int(n) for n in np.ravel(space.start))
-        return Head("MultiCategorical", sizes), ActionMap(space.shape, start)
+    if isinstance(space, (gym_spaces.Discrete, gym_spaces.MultiDiscrete)):
+        sizes, start = _choices(space)
+        kind = "Categorical" if isinstance(space, gym_spaces.Discrete) else "MultiCategorical"
+        return Head(kind, sizes), ActionMap(space.shape, start)
     if isinstance(space, gym_spaces.MultiBinary):
         return Head("Bernoulli", (2,) * prod(space.shape)), ActionMap(space.shape)
     if isinstance(space, gym_spaces.Box) and np.issubdtype(space.dtype, np.floating) and prod(space.shape) > 0:
