@@ -135,7 +135,7 @@ def _choices(space: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 def _leaf(space: Any) -> _Leaf:
     if isinstance(space, (gym_spaces.Discrete, gym_spaces.MultiDiscrete)):
-        return _Leaf(space.shape, *_choices(space))
+        return _Leaf(space.shape or (), *_choices(space))
     if isinstance(space, gym_spaces.MultiBinary):
         return _Leaf(space.shape, None)
     if isinstance(space, gym_spaces.Box) and len(space.shape) <= 1 and prod(space.shape) > 0:
@@ -262,7 +262,7 @@ def make_head(space: gymnasium.Space) -> tuple[Head, ActionMap]:
     if isinstance(space, (gym_spaces.Discrete, gym_spaces.MultiDiscrete)):
         sizes, start = _choices(space)
         kind = "Categorical" if isinstance(space, gym_spaces.Discrete) else "MultiCategorical"
-        return Head(kind, sizes), ActionMap(space.shape, start)
+        return Head(kind, sizes), ActionMap(space.shape or (), start)
     if isinstance(space, gym_spaces.MultiBinary):
         return Head("Bernoulli", (2,) * prod(space.shape)), ActionMap(space.shape)
     if isinstance(space, gym_spaces.Box) and np.issubdtype(space.dtype, np.floating) and prod(space.shape) > 0:
