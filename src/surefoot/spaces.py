@@ -95,7 +95,7 @@ class Encoder:
 
     def __call__(self, observation: Any, dtype: Any = jnp.float32) -> Float[Array, "... width"]:
         """Feature vectors of a (tree of) observation arrays with any leading axes."""
-        values = jax.tree.leaves(observation)
+        values = [observation] if isinstance(observation, np.ndarray) else jax.tree.leaves(observation)
         encoded = [leaf.encode(value, dtype) for leaf, value in zip(self.leaves, values, strict=True)]
         return encoded[0] if len(encoded) == 1 else namespace(encoded[0]).concatenate(encoded, axis=-1)
 
@@ -196,6 +196,14 @@ class Head:
             return multi_categorical_action(outputs, mask, noise, self.sizes)
         return bernoulli_action(outputs, noise) if log_std is None else gaussian_action(outputs, log_std, noise)
 
+    def mode(self, outputs: Any, mask: Any) -> Any:
+        """What the distribution's `mode` is, from plain arrays."""
+        if self.kind == "Categorical":
+            return categorical_action(outputs, mask, None)
+        if self.kind == "MultiCategorical":
+            return multi_categorical_action(outputs, mask, None, self.sizes)
+        return bernoulli_action(outputs, None) if self.kind == "Bernoulli" else outputs
+
     def noise(self, leading: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
         """The `noise` of the distribution, [*leading, outputs], drawn by NumPy."""
         shape = (*leading, self.outputs)
@@ -276,6 +284,8 @@ def make_head(space: gymnasium.Space) -> tuple[Head, ActionMap]:
 
 def lawful(action: np.ndarray, space: gymnasium.Space) -> np.ndarray:
     """Mapped actions in the space's own number type, inside bounds that 32 bits may only have rounded to."""
+    if action.dtype == space.dtype:
+        return action  # the bounds that it was clipped to are the space's own
     action = action.astype(space.dtype)
     return np.minimum(np.maximum(action, space.low), space.high) if isinstance(space, gym_spaces.Box) else action
 
