@@ -1,7 +1,8 @@
 """What one action costs: `Agent.act` on one observation, beyond the network's matrix products.
 
-For every kind of action and of observation, deterministic and sampled, with and without a mask. Times are the
-medians of rounds, in microseconds, products and whole taken in turns within each round. Run
+For every kind of action and of observation, deterministic and sampled, with and without a mask. Times are those of
+the fastest of the rounds (slower ones measure what else the machine did), in microseconds, products and whole taken in
+turns within each round. Run
 
     python benchmarks/acting.py [--json] [--rounds N]
 """
@@ -46,7 +47,7 @@ def microseconds(function: Callable[[], Any]) -> float:
 
 
 def measure(observation: str, action: str, rounds: int) -> dict[str, float]:
-    """Median microseconds of the products alone and of each way of acting beyond them."""
+    """Microseconds of the products alone and of each way of acting beyond them."""
     observation_space, action_space = OBSERVATIONS[observation], ACTIONS[action]
     observation_space.seed(0)
     policy = make_policy(observation_space, action_space, config.Network(), jax.random.key(0))
@@ -71,7 +72,7 @@ def measure(observation: str, action: str, rounds: int) -> dict[str, float]:
     for way in ways.values():
         microseconds(way)
     times = [{name: microseconds(way) for name, way in ways.items()} for _ in range(rounds)]
-    found = {name: float(np.median([one[name] for one in times])) for name in ways}
+    found = {name: min(one[name] for one in times) for name in ways}
     beyond = {name: found[name] - found["products"] for name in ways if name != "products"}
     return {"products": found["products"], **beyond}
 

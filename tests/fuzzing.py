@@ -60,7 +60,7 @@ def broken_json(draw: Any, value: Any) -> bytes:
         key = place[-1]
         change = draw(st.sampled_from(["value", "raw", "raw", "delete", "rename", "double", "reorder"]))
         if change == "value":
-            holder[key] = draw(_VALUES)
+            holder[key] = copy.deepcopy(draw(_VALUES))  # one of the next changes may be inside it
         elif change == "raw":
             holder[key] = f"@{number}@"
             raw[f'"@{number}@"'] = draw(st.sampled_from(_RAW))

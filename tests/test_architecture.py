@@ -22,7 +22,7 @@ ORDER = [
     ["recipe"],
     ["distributions", "steps"],
     ["spaces"],
-    ["networks"],
+    ["networks", "observations"],
     ["policy"],
     ["critic"],
     ["batch"],

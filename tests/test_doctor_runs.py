@@ -68,7 +68,6 @@ ENVIRONMENTS = {
     "random": lambda: Pushed(lambda x, chance: chance.normal()),
     "offset": lambda: Pushed(lambda x, chance: 1e6 - x * x),
     "jackpot": lambda: Pushed(lambda x, chance: -x * x + 1e4 * (chance.random() < 1e-3)),
-    "huge": lambda: Pushed(lambda x, chance: -1e25 * x * x),
     "drifting": lambda: Pushed(seen=lambda x, age: x * 1.02**age),
     "irreproducible": lambda: Pushed(repeatable=False),
 }
@@ -105,7 +104,6 @@ def numbers(text):
         ("truncation", "random", "npg", {"steps": 20_000}),
         ("reward-scale", "offset", "npg", {}),
         ("reward-scale", "jackpot", "npg", {}),
-        ("reward-scale", "huge", "npg", {}),
         ("normaliser-drift", "drifting", "npg", {}),
         ("not-repeatable", "irreproducible", "npg", {}),
         ("refusals", "plain", STUBBORN, {}),
@@ -123,11 +121,11 @@ def test_a_fault_is_found(name, environment, rule, given, trained):
     assert numbers(found[name].evidence) or name == "not-repeatable"
 
 
-def test_the_three_ways_of_rewards_to_be_too_large_are_told_apart(trained):
-    told = {kind: trained(kind)["reward-scale"] for kind in ("offset", "jackpot", "huge")}
-    assert len({finding.title for finding in told.values()}) == 3
-    assert len({finding.remedy for finding in told.values()}) == 3
-    assert told["huge"].severity == "severe"
+def test_the_ways_of_rewards_to_be_too_large_are_told_apart(trained):
+    # Larger ones than a run can learn from are refused by the source.
+    told = {kind: trained(kind)["reward-scale"] for kind in ("offset", "jackpot")}
+    assert told["offset"].title != told["jackpot"].title
+    assert told["offset"].remedy != told["jackpot"].remedy
     assert "10,000" in told["jackpot"].evidence
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from decimal import Decimal
 
@@ -11,10 +12,10 @@ from gymnasium import spaces
 
 import histories
 import surefoot as sf
-from surefoot import cli, config, history
+from surefoot import checkpoint, cli, config, history
 from surefoot.errors import ModelError, RunError, SettingError, UnsupportedSpace
 from surefoot.report.curve import learning_curve
-from surefoot.spaces import make_head, parse
+from surefoot.spaces import make_encoder, make_head, parse
 from surefoot.tabular import MDP
 
 MODEL = {"transition": np.ones((1, 2, 1)), "reward": np.zeros((1, 2)), "discount": 0.5, "start": 0}
@@ -51,6 +52,16 @@ REFUSED = {  # what is asked, the error, and a word of it
         lambda: parse({"type": "MultiBinary", "n": [10**5, 10**4]}),
         UnsupportedSpace,
         "more than",
+    ),
+    "a choice beyond 32 bits": (
+        lambda: make_head(spaces.MultiDiscrete([2, 3], start=[2**31 - 1, 0])),
+        UnsupportedSpace,
+        "beyond 32 bits",
+    ),
+    "an observation below 32 bits": (
+        lambda: make_encoder(spaces.Discrete(2, start=-(2**31) - 1)),
+        UnsupportedSpace,
+        "beyond 32 bits",
     ),
     "a space described at length": (lambda: parse({"type": "x" * 10_000}), UnsupportedSpace, "..."),
     "a name too long for a file": (lambda: sf.load("a" * 300), RunError, "too long"),
@@ -93,6 +104,8 @@ def test_a_metric_that_was_never_written_so_is_told_or_left_out(case, tmp_path, 
 
 CONFIGURATIONS = {  # of runs that can be told of all the same: settings, evaluation
     "no confidence but a word": ({"confidence": "often"}, histories.EVALUATION),
+    "hardly any confidence": ({"confidence": 5e-324}, histories.EVALUATION),
+    "nearly every confidence": ({"confidence": 0.9999999999999999}, histories.EVALUATION),
     "no confidence but a list": ({"confidence": [0.95]}, histories.EVALUATION),
     "a list for repeatable": ({}, histories.EVALUATION | {"repeatable": []}),
     "a return without a mean": ({}, {"return": {"std": 9.0, "episodes": 20}, "repeatable": True}),
@@ -146,3 +159,47 @@ def test_too_little_memory_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr("surefoot.history.read", spent)
     assert cli.main(["doctor", "runs"]) == 2
     assert "memory" in capsys.readouterr().err
+
+
+def test_rewards_beyond_what_float64_can_add_up_are_refused():
+    for horizon in (None, 3):
+        mdp = sf.tabular.MDP(np.ones((1, 2, 1)), np.array([[1.7e308, 1.7e308]]), 0.9, 0, horizon)
+        with pytest.raises(sf.ModelError, match="reward: values leave float64"):
+            sf.tabular.evaluate(mdp, mdp.uniform())
+
+
+@pytest.mark.parametrize("part", ["indices", "indptr", "shape"])
+def test_a_sparse_matrix_whose_places_are_no_whole_numbers_is_refused(part, tmp_path):
+    sf.tabular.save_mdp(sf.tabular.load("FrozenLake-v1"), tmp_path / "mdp.npz")
+    with np.load(tmp_path / "mdp.npz") as opened:
+        held = dict(opened)
+    held[f"transition_{part}"] = held[f"transition_{part}"] * (1 + 0j)
+    np.savez(tmp_path / "mdp.npz", **held)
+    with pytest.raises(sf.ModelError, match=f"transition_{part} must hold whole numbers"):
+        sf.tabular.load(str(tmp_path / "mdp.npz"))
+
+
+def test_a_picture_whose_axes_no_number_can_hold_is_told(monkeypatch, tmp_path):
+    from matplotlib.figure import Figure
+
+    def fail(*_, **__):
+        raise ValueError("arange: cannot compute length")
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    with pytest.raises(sf.RunError, match="cannot be drawn from these metrics: arange"):
+        learning_curve(histories.write_run(tmp_path))
+
+
+def test_a_checkpoint_whose_tensors_have_a_type_of_two_lines_is_told_in_one(tmp_path):
+    checkpoint.write(tmp_path, "run", 1, {"a": np.zeros(3)}, {}, [])
+    tensors = next((tmp_path / "checkpoints").glob("*.safetensors"))
+    changed = tensors.read_bytes().replace(b'"F64"', b'"\\nx"')
+    tensors.write_bytes(changed)
+    described = json.loads(tensors.with_suffix(".json").read_text())
+    del described["digest"]
+    described |= {"bytes": len(changed), "sha256": hashlib.sha256(changed).hexdigest()}
+    tensors.with_suffix(".json").write_bytes(checkpoint._sealed(described))
+    with pytest.raises(RunError) as raised:
+        checkpoint.read(tensors.with_suffix(".json"))
+    assert "no checkpoint that can be read" in str(raised.value)
+    assert "\n" not in str(raised.value)

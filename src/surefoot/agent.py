@@ -22,11 +22,12 @@ import safetensors.numpy
 from surefoot import config
 from surefoot._version import __version__
 from surefoot.errors import RunError, SettingError, SurefootError, printable, shown
+from surefoot.observations import make_reader
 from surefoot.policy import HostPolicy, NeuralPolicy, make_policy
 from surefoot.reading import parse_json, read_bytes, read_json
 from surefoot.record import write_atomically
 from surefoot.settings import as_json, digest, dumps
-from surefoot.spaces import describe, lawful, make_encoder, make_head, one_line, parse, unlawful
+from surefoot.spaces import describe, lawful, make_encoder, make_head, one_line, parse
 
 FORMAT_VERSION = 2
 
@@ -50,7 +51,10 @@ class Agent:
     ):
         self.policy = policy
         self._actor = HostPolicy(policy)
-        self._firsts = np.cumsum([0, *policy.head.sizes[:-1]])  # of each choice's entries in a mask
+        self._read = make_reader(observation_space, self._actor.dtype)
+        head = self._actor.head
+        self._maskable = head.outputs if head.kind.endswith("Categorical") else None
+        self._firsts = np.cumsum([0, *head.sizes[:-1]])  # of each choice's entries in a mask
         self.observation_space = observation_space
         self.action_space = action_space
         self.environment = environment
@@ -74,7 +78,7 @@ class Agent:
         Raises SettingError for an observation that does not fit the space.
         """
         actor = self._actor
-        arrays, size = _arrays(observation, self.observation_space, actor.dtype)
+        arrays, size = self._read(observation)
         allowed = None if mask is None else self._mask(mask, size)
         outputs = actor.outputs(arrays)
         if deterministic:
@@ -82,13 +86,13 @@ class Agent:
         else:
             noise = actor.noise(() if size is None else (size,), generator or np.random.default_rng())
             action = actor.sample(outputs, allowed, noise)
-        return lawful(np.asarray(actor.action_map(action)), self.action_space)
+        return lawful(actor.action_map(action), self.action_space)
 
     def _mask(self, mask: Any, size: int | None) -> np.ndarray:
-        head = self._actor.head
-        wanted = (sum(head.sizes),) if size is None else (size, sum(head.sizes))
-        if not head.kind.endswith("Categorical"):
+        entries = self._maskable
+        if entries is None:
             raise SettingError(f"mask must be None for {one_line(self.action_space)}, but {type(mask).__name__} came")
+        wanted = (entries,) if size is None else (size, entries)
         try:
             allowed = np.asarray(mask).astype(bool)
         except (TypeError, ValueError):
@@ -100,39 +104,6 @@ class Agent:
         if not np.logical_or.reduceat(allowed, self._firsts, axis=-1).all():
             raise SettingError("mask must allow at least one action of each choice, but one with nothing allowed came")
         return allowed
-
-
-def _arrays(observation: Any, space: Any, dtype: Any, name: str = "observation") -> tuple[Any, int | None]:
-    """The observation as JAX takes it, and its batch's size, None for a single one."""
-    if isinstance(space, (gymnasium.spaces.Dict, gymnasium.spaces.Tuple)):
-        named = isinstance(space, gymnasium.spaces.Dict)
-        subspaces: Any = space.spaces if named else dict(enumerate(space.spaces))
-        kind: Any = dict if named else (tuple, list)
-        if not isinstance(observation, kind) or len(observation) != len(subspaces):
-            raise SettingError(f"{name} must have the parts {list(subspaces)}, but {type(observation).__name__} came")
-        if named and set(observation) != set(subspaces):
-            raise SettingError(f"{name} must have the parts {list(subspaces)}, but {list(observation)} came")
-        parts = {k: _arrays(observation[k], sub, dtype, f"{name}[{k!r}]") for k, sub in subspaces.items()}
-        sizes = {size for _, size in parts.values()}
-        if len(sizes) > 1:
-            raise SettingError(f"{name} must have parts of one batch size, but sizes {sorted(map(str, sizes))} came")
-        tree = {key: part for key, (part, _) in parts.items()}
-        return (tree if named else tuple(tree.values())), sizes.pop()
-    try:
-        array = np.asarray(observation)
-    except ValueError:
-        array = np.empty((), object)
-    if array.dtype.kind not in "biuf":
-        raise SettingError(f"{name} must be an array of shape {space.shape} of numbers, but {shown(observation)} came")
-    if array.shape == space.shape:
-        size = None
-    elif array.ndim == len(space.shape) + 1 and array.shape[1:] == space.shape:
-        size = len(array)
-    else:
-        raise SettingError(f"{name} must have shape {space.shape}, or one batch axis before it, but {array.shape} came")
-    if len(outside := unlawful(array, space)):
-        raise SettingError(f"{name} must be inside {one_line(space)}, but {array[tuple(outside[0])]!r} came")
-    return array.astype(dtype if isinstance(space, gymnasium.spaces.Box) else np.int32), size
 
 
 def save(agent: Agent, folder: str | Path, network: config.Network) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from surefoot.errors import RunError
+from surefoot.errors import RunError, printable, shown
 from surefoot.files import make_folder, write_atomically
 from surefoot.reading import parse_json, read_bytes
 from surefoot.settings import digest, dumps
@@ -122,7 +122,7 @@ def read(file: Path) -> Checkpoint:
     except RunError:
         raise
     except (OSError, ValueError, LookupError, TypeError, AttributeError, safetensors.SafetensorError) as error:
-        raise RunError(f"{file} is no checkpoint that can be read: {error}") from None
+        raise RunError(f"{file} is no checkpoint that can be read: {printable(error)}") from None
 
 
 def _stem(update: int) -> str:
@@ -160,7 +160,7 @@ def tree_of(skeleton: Any, arrays: dict[str, np.ndarray], prefix: str) -> Any:
     wanted = _named(skeleton, prefix)
     extra = {name for name in arrays if name.startswith(f"{prefix}/")} - {name for name, _ in wanted}
     if extra:
-        raise RunError(f"the checkpoint has {sorted(extra)[0]!r}, which belongs to no part of the run")
+        raise RunError(f"the checkpoint has {shown(sorted(extra)[0])}, which belongs to no part of the run")
     leaves = []
     for name, like in wanted:
         if name not in arrays:

@@ -38,6 +38,8 @@ def write_atomically(path: str | Path, content: bytes) -> None:
     Raises RunError that names the file and what would help; the old file is then as it was.
     """
     path = Path(path)
+    if not path.name:
+        raise cannot_write(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{_UNFINISHED}")
     try:
         descriptor = os.open(temporary, WRITING | os.O_CREAT | os.O_TRUNC | _NOT_THROUGH_LINKS, 0o666)

@@ -117,7 +117,6 @@ class HostPolicy:
         normaliser = policy.normaliser
         self._normaliser = (normaliser.mean, normaliser.std, normaliser.where) if any(normaliser.active) else None
         self._network = policy.network.weights, policy.network.biases, policy.network.activation
-        self._still = np.zeros(policy.head.outputs, self.dtype)
 
     def outputs(self, observation: Any) -> np.ndarray:
         """The network's outputs [..., K] for observations of any leading axes."""
@@ -135,8 +134,8 @@ class HostPolicy:
         return np.asarray(self.head.action(outputs, self.log_std, mask, noise))
 
     def mode(self, outputs: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-        """The most probable actions: those of no noise at all."""
-        return self.sample(outputs, mask, self._still)
+        """The most probable actions."""
+        return self.head.mode(outputs, mask)
 
     def distribution(self, outputs: Any, mask: Any) -> Distribution:
         """The distribution that `outputs` stand for."""

@@ -95,7 +95,7 @@ class Encoder:
 
     def __call__(self, observation: Any, dtype: Any = jnp.float32) -> Float[Array, "... width"]:
         """Feature vectors of a (tree of) observation arrays with any leading axes."""
-        values = jax.tree.leaves(observation)
+        values = [observation] if isinstance(observation, np.ndarray) else jax.tree.leaves(observation)
         encoded = [leaf.encode(value, dtype) for leaf, value in zip(self.leaves, values, strict=True)]
         return encoded[0] if len(encoded) == 1 else namespace(encoded[0]).concatenate(encoded, axis=-1)
 
@@ -123,12 +123,19 @@ def make_encoder(space: gymnasium.Space) -> Encoder:
     return encoder
 
 
+def _choices(space: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """How many values each whole number of a Discrete or MultiDiscrete has, and its first. Raises UnsupportedSpace."""
+    count = space.n if isinstance(space, gym_spaces.Discrete) else space.nvec
+    sizes, start = (tuple(int(value) for value in np.ravel(part)) for part in (count, space.start))
+    limits = np.iinfo(np.int32)
+    if any(first < limits.min or first + size - 1 > limits.max for size, first in zip(sizes, start, strict=True)):
+        raise UnsupportedSpace(f"space {one_line(space)} has values beyond 32 bits; let it start at 0")
+    return sizes, start
+
+
 def _leaf(space: Any) -> _Leaf:
-    if isinstance(space, gym_spaces.Discrete):
-        return _Leaf((), (int(space.n),), (int(space.start),))
-    if isinstance(space, gym_spaces.MultiDiscrete):
-        sizes = tuple(int(n) for n in np.ravel(space.nvec))
-        return _Leaf(space.shape, sizes, tuple(int(n) for n in np.ravel(space.start)))
+    if isinstance(space, (gym_spaces.Discrete, gym_spaces.MultiDiscrete)):
+        return _Leaf(space.shape or (), *_choices(space))
     if isinstance(space, gym_spaces.MultiBinary):
         return _Leaf(space.shape, None)
     if isinstance(space, gym_spaces.Box) and len(space.shape) <= 1 and prod(space.shape) > 0:
@@ -188,6 +195,14 @@ class Head:
         if self.kind == "MultiCategorical":
             return multi_categorical_action(outputs, mask, noise, self.sizes)
         return bernoulli_action(outputs, noise) if log_std is None else gaussian_action(outputs, log_std, noise)
+
+    def mode(self, outputs: Any, mask: Any) -> Any:
+        """What the distribution's `mode` is, from plain arrays."""
+        if self.kind == "Categorical":
+            return categorical_action(outputs, mask, None)
+        if self.kind == "MultiCategorical":
+            return multi_categorical_action(outputs, mask, None, self.sizes)
+        return bernoulli_action(outputs, None) if self.kind == "Bernoulli" else outputs
 
     def noise(self, leading: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
         """The `noise` of the distribution, [*leading, outputs], drawn by NumPy."""
@@ -252,12 +267,10 @@ def affine(low: tuple[float, ...], high: tuple[float, ...], dtype: np.dtype) -> 
 
 def make_head(space: gymnasium.Space) -> tuple[Head, ActionMap]:
     """The head and action map for an action space. Raises UnsupportedSpace, saying what is supported."""
-    if isinstance(space, gym_spaces.Discrete):
-        return Head("Categorical", (int(space.n),)), ActionMap((), (int(space.start),))
-    if isinstance(space, gym_spaces.MultiDiscrete):
-        sizes = tuple(int(n) for n in np.ravel(space.nvec))
-        start = tuple(int(n) for n in np.ravel(space.start))
-        return Head("MultiCategorical", sizes), ActionMap(space.shape, start)
+    if isinstance(space, (gym_spaces.Discrete, gym_spaces.MultiDiscrete)):
+        sizes, start = _choices(space)
+        kind = "Categorical" if isinstance(space, gym_spaces.Discrete) else "MultiCategorical"
+        return Head(kind, sizes), ActionMap(space.shape or (), start)
     if isinstance(space, gym_spaces.MultiBinary):
         return Head("Bernoulli", (2,) * prod(space.shape)), ActionMap(space.shape)
     if isinstance(space, gym_spaces.Box) and np.issubdtype(space.dtype, np.floating) and prod(space.shape) > 0:
@@ -271,6 +284,8 @@ def make_head(space: gymnasium.Space) -> tuple[Head, ActionMap]:
 
 def lawful(action: np.ndarray, space: gymnasium.Space) -> np.ndarray:
     """Mapped actions in the space's own number type, inside bounds that 32 bits may only have rounded to."""
+    if action.dtype == space.dtype:
+        return action  # the bounds that it was clipped to are the space's own
     action = action.astype(space.dtype)
     return np.minimum(np.maximum(action, space.low), space.high) if isinstance(space, gym_spaces.Box) else action
 

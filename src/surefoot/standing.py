@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from surefoot import checkpoint
-from surefoot.errors import RunError
+from surefoot.errors import RunError, printable
 from surefoot.iteration import Iteration, Learner, settled
 from surefoot.sources.base import Source
 
@@ -80,7 +80,7 @@ def load(found: checkpoint.Checkpoint, source: Source, fresh: Standing) -> Stand
     except RunError as error:
         raise RunError(f"{found.file}: {error}") from None
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise RunError(f"{found.file} does not fit this run: {error}") from None
+        raise RunError(f"{found.file} does not fit this run: {printable(error)}") from None
 
 
 def _number(value: Any) -> Any:

@@ -160,7 +160,8 @@ def gain_not_realised(record: Record) -> Seen | None:
 
 def _confidence(record: Record) -> float:
     told = record.setting("confidence")
-    return told if isinstance(told, float) and 0 < told < 1 else 0.95
+    # Nearer to 0 or 1 there is no interval to go by.
+    return min(max(told, 1e-6), 1 - 1e-12) if isinstance(told, float) and 0 < told < 1 else 0.95
 
 
 def _return_rose(record: Record) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from surefoot.errors import printable
+from surefoot.errors import RunError, printable
 from surefoot.files import write_atomically
 from surefoot.history import History, read
 
@@ -41,7 +41,10 @@ def learning_curve(run: str | os.PathLike, file: str | os.PathLike | None = None
     drawn = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of signs that the font lacks, and axes of one value
-        figure.savefig(drawn, dpi=120, format="png")
+        try:
+            figure.savefig(drawn, dpi=120, format="png")
+        except (ValueError, ArithmeticError) as error:  # of numbers so far apart that no axis holds them
+            raise RunError(f"{target} cannot be drawn from these metrics: {printable(error)}") from error
     write_atomically(target, drawn.getvalue())
     return target
 

@@ -12,6 +12,7 @@ import scipy.sparse.csgraph
 import scipy.sparse.linalg
 from jaxtyping import Float
 
+from surefoot.errors import ModelError
 from surefoot.tabular.model import MDP, PolicyLike
 
 Array = np.ndarray
@@ -45,11 +46,18 @@ def evaluate(mdp: MDP, policy: PolicyLike) -> Evaluation:
 
     Up to 1,500 states by one dense factorisation; beyond by a Krylov method (BiCGSTAB) whose residual is
     checked, with a sparse factorisation where it fails. With a horizon by backward and forward recursion.
-    Raises ModelError for a policy that is none.
+    Raises ModelError for a policy that is none, and for rewards so large that values leave float64.
     """
     probabilities = mdp.probabilities(policy)
-    if mdp.horizon is not None:
-        return _evaluate_to_horizon(mdp, probabilities)
+    with np.errstate(over="ignore", invalid="ignore"):
+        endless = mdp.horizon is None
+        found = _evaluate_for_ever(mdp, probabilities) if endless else _evaluate_to_horizon(mdp, probabilities)
+    if not np.isfinite(found.action_value).all():
+        raise ModelError("reward: values leave float64; scale the rewards down")
+    return found
+
+
+def _evaluate_for_ever(mdp: MDP, probabilities: Float[Array, "S A"]) -> Evaluation:
     step = mdp.under(probabilities)
     solve, solve_transposed = resolvent(step, mdp.discount)
     value = solve(np.sum(probabilities * mdp.reward, axis=1))

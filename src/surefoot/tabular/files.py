@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sparse
 
-from surefoot.errors import ModelError, did_you_mean
+from surefoot.errors import ModelError, did_you_mean, shown
 from surefoot.reading import read_bytes, read_json
 from surefoot.tabular.model import MDP
 
@@ -115,6 +115,9 @@ def _mdp(path: Path, held: dict[str, Any]) -> MDP:
 
 def _csr(path: Path, held: dict[str, Any]) -> sparse.csr_array:
     data, indices, indptr, shape = (held[name] for name in _SPARSE)
+    for name in _SPARSE[1:]:
+        if np.asarray(held[name]).dtype.kind not in "iu":
+            raise ModelError(f"{path}: {name} must hold whole numbers, but {shown(held[name])} came")
     try:
         matrix = sparse.csr_array((data, indices, indptr), shape=tuple(map(int, shape)))
         matrix.check_format(full_check=True)
