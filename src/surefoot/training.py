@@ -20,7 +20,7 @@ from surefoot.compilation import keep_compiled_programs
 from surefoot.doctor import Finding, diagnose
 from surefoot.errors import RunError, SettingError, Stopped, SurefootError, did_you_mean
 from surefoot.evaluation import evaluate, repeatable
-from surefoot.files import held, make_folder, write_atomically
+from surefoot.files import held, make_folder, move, remove, write_atomically
 from surefoot.guard import careful
 from surefoot.history import read
 from surefoot.iteration import Learner, begin, iterate, settled, unjudged
@@ -224,7 +224,7 @@ def _put_aside(folder: Path) -> Path:
     make_folder(aside)
     for name in _RESULTS:
         if (folder / name).exists():
-            (folder / name).rename(aside / name)
+            move(folder / name, aside / name)
     return aside
 
 
@@ -302,7 +302,7 @@ def _learn(
     """Learn until the last step or until `stop` says so: where the run stands then, and whether it was stopped."""
     folder, identity, name, standing, sound = begun
     if standing.steps < run.steps:
-        (folder / "evaluation.json").unlink(missing_ok=True)  # of a policy that is not the run's last any more
+        remove(folder / "evaluation.json")  # of a policy that is not the run's last any more
     recorded = max(standing.updates - 1, 0)  # the carried iteration's row is written once its update is judged
     recorder = Recorder(folder, configuration(name, rule, run) | {"id": identity}, kept=recorded)
     scalars = Scalars(folder, told, since=standing.steps or None) if tensorboard else None
