@@ -12,7 +12,7 @@ import pytest
 import surefoot as sf
 from file_operations import watched
 from runs import TINY, after, policy, rows
-from surefoot import checkpoint, cli, history
+from surefoot import checkpoint, cli, files, history
 from surefoot.errors import RunError, Stopped
 from surefoot.files import held, write_atomically
 from surefoot.record import differing_versions, versions
@@ -363,3 +363,15 @@ def test_going_on_with_other_versions_says_that_bits_may_differ(run, whole, caps
     assert told_by(capsys) == [f"surefoot: {line}"]
     assert sf.load(run).environment == "CartPole-v1"
     same(run, whole)
+
+
+def test_what_cannot_be_removed_or_moved_is_named(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    with pytest.raises(RunError, match=r"folder cannot be written: .*take it away"):
+        files.remove(tmp_path / "folder")
+    with pytest.raises(RunError, match="folder cannot be written"):
+        files.move(tmp_path / "folder", tmp_path / "full")
+    files.remove(tmp_path / "nothing")
+    assert (tmp_path / "full" / "file").read_text() == "mine"

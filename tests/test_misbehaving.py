@@ -378,3 +378,21 @@ def test_a_space_that_leaves_little_to_choose_is_lawful(action_space, tmp_path):
     }  # inf where no step could be proposed
     assert np.isfinite(run.evaluation["return"]["mean"])
     assert action_space.contains(sf.load(run.path).act(np.zeros(2, np.float32))[()])
+
+
+def test_a_multidiscrete_mask_that_leaves_one_choice_nothing_is_a_fault(tmp_path):
+    def closed():
+        made = probes.Masked(probes.Masked.MULTIDISCRETE)
+        shown = made._show
+
+        def show(over):
+            observation, info = shown(over)
+            if made._time == 3:
+                info["action_mask"][:2] = 0  # of the first choice; the others keep theirs
+            return observation, info
+
+        made._show = show
+        return made
+
+    with pytest.raises(sf.EnvironmentFault, match=r"step 2: environment 0 returned action_mask 'nothing allowed'"):
+        train(closed, tmp_path / "run", steps=100)

@@ -57,9 +57,45 @@ def test_a_run_without_a_checkpoint_begins_again_and_a_torn_line_is_mended(tmp_p
         file.unlink()
     with open(tmp_path / "whole" / "metrics.jsonl", "a") as metrics:
         metrics.write('{"update": 5, "st')
-    resume(tmp_path / "whole", progress=False)
+    told = []
+    resume(tmp_path / "whole", progress=False, told=told.append)
     assert rows(tmp_path / "whole") == before
     assert policy(tmp_path / "whole") == bits
+    aside = tmp_path / "whole" / "before-1"
+    assert told == [f"no checkpoint is sound, so the run begins again from its config.json; what it had is in {aside}"]
+    assert (aside / "policy" / "policy.safetensors").read_bytes() == bits
+    assert (aside / "metrics.jsonl").read_text().endswith('"st')
+
+
+def test_a_total_below_what_was_taken_is_refused_and_changes_nothing(tmp_path):
+    run = tmp_path / "run"
+    train("CartPole-v1", out=run, steps=400, progress=False, **TINY)
+    before = (run / "config.json").read_bytes()
+    with pytest.raises(sf.SettingError, match=r"steps is a total, and must be at least the \d+ taken so far, but 100"):
+        resume(run, steps=100, progress=False)
+    assert (run / "config.json").read_bytes() == before
+
+
+def test_a_run_that_goes_on_has_no_evaluation_of_before(tmp_path):
+    run = tmp_path / "run"
+    train("CartPole-v1", out=run, steps=400, progress=False, **TINY)
+    with pytest.raises(Stopped):
+        resume(run, steps=2000, progress=False, stop=after(1))
+    assert history.read(run).evaluation is None
+
+
+def test_a_checkpoint_that_knows_of_more_rows_than_there_are_is_passed_by(tmp_path):
+    run = tmp_path / "run"
+    train("CartPole-v1", out=run, steps=500, progress=False, checkpoint_seconds=0, **TINY)
+    before, bits = rows(run), policy(run)
+    metrics = run / "metrics.jsonl"
+    metrics.write_bytes(b"".join(metrics.read_bytes().splitlines(keepends=True)[:-2]))
+    told = []
+    resume(run, progress=False, told=told.append)
+    assert "whole lines" in told[0]
+    assert told[-1].startswith("going on from")
+    assert rows(run) == before
+    assert policy(run) == bits
 
 
 def flip(file):

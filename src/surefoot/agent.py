@@ -27,7 +27,7 @@ from surefoot.policy import HostPolicy, NeuralPolicy, make_policy
 from surefoot.reading import parse_json, read_bytes, read_json
 from surefoot.record import write_atomically
 from surefoot.settings import as_json, digest, dumps
-from surefoot.spaces import describe, lawful, make_encoder, make_head, one_line, parse
+from surefoot.spaces import describe, first_entries, lawful, make_encoder, make_head, one_line, parse, some_allowed
 
 FORMAT_VERSION = 2
 
@@ -53,8 +53,8 @@ class Agent:
         self._actor = HostPolicy(policy)
         self._read = make_reader(observation_space, self._actor.dtype)
         head = self._actor.head
+        self._firsts = first_entries(action_space) if head.kind.endswith("Categorical") else np.zeros(1, int)
         self._maskable = head.outputs if head.kind.endswith("Categorical") else None
-        self._firsts = np.cumsum([0, *head.sizes[:-1]])  # of each choice's entries in a mask
         self.observation_space = observation_space
         self.action_space = action_space
         self.environment = environment
@@ -101,7 +101,7 @@ class Agent:
             allowed = np.broadcast_to(allowed, wanted)
         if allowed.shape != wanted:
             raise SettingError(f"mask must have shape {wanted}, but {allowed.shape} came")
-        if not np.logical_or.reduceat(allowed, self._firsts, axis=-1).all():
+        if not some_allowed(allowed, self._firsts).all():
             raise SettingError("mask must allow at least one action of each choice, but one with nothing allowed came")
         return allowed
 

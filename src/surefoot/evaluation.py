@@ -25,7 +25,7 @@ from surefoot.sources.guard import line
 from surefoot.sources.gymnasium import GymnasiumSimulator
 from surefoot.sources.host import returned, unlawful_observations, unlawful_reward
 from surefoot.sources.watch import Watch
-from surefoot.spaces import make_encoder, make_head, one_line, space_tree
+from surefoot.spaces import first_entries, make_encoder, make_head, one_line, some_allowed, space_tree
 
 LONGEST_EPISODE = 30_000
 """Steps after which an evaluation cuts an episode that has not ended."""
@@ -171,7 +171,7 @@ def _play(
             observation, mask = jax.tree.map(np.array, (observed.observation, observed.mask))
             if mask is not None:
                 mask[fresh] = True  # no action is taken in an episode's last observation
-            _check(observation, mask, layout)
+            _check(observation, mask, layout, agent.action_space)
             where = f"step {step}"
             action = agent.act(observation, mask, deterministic=deterministic, generator=generator)
             simulator.send(action)
@@ -195,14 +195,14 @@ def _play(
     return played
 
 
-def _check(observation: Any, mask: np.ndarray | None, layout: Any) -> None:
+def _check(observation: Any, mask: np.ndarray | None, layout: Any, space: Any) -> None:
     """Raise EnvironmentFault at the first observation that an agent cannot act on."""
     narrow = jax.tree.map(
         lambda leaf: leaf.astype(np.float32)[None] if leaf.dtype.kind == "f" else leaf[None], observation
     )
     for _, index, what, value in unlawful_observations(narrow, layout, 1):
         raise EnvironmentFault(f"environment {index} {returned(what, value)}")
-    for index in np.flatnonzero(~mask.any(axis=-1))[:1] if mask is not None else ():
+    for index in np.flatnonzero(~some_allowed(mask, first_entries(space)))[:1] if mask is not None else ():
         raise EnvironmentFault(f"environment {index} {returned('action_mask', 'nothing allowed')}")
 
 
@@ -241,7 +241,7 @@ def repeatable(
     generator = np.random.default_rng(np.random.SeedSequence((seed, 0x5A3E)))
     with Watch(step_seconds) as watch:
         try:
-            copies += [guarded(make, index, watch) for index in range(2)]
+            copies.extend(guarded(make, index, watch) for index in range(2))  # one that is made is closed
             shown = [env.reset(seed=seed % 2**31) for env in copies]
             for _ in range(steps):
                 if not _same([observation for observation, _ in shown]):

@@ -71,6 +71,22 @@ def make_folder(folder: Path) -> None:
         raise cannot_write(folder, error) from error
 
 
+def remove(file: Path) -> None:
+    """Remove a file that may be there. Raises RunError that names it and what would help."""
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(file, error) from error
+
+
+def move(path: Path, target: Path) -> None:
+    """Give a file or folder another name on the same file system. Raises RunError as `remove` does."""
+    try:
+        path.rename(target)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
 def cannot_write(path: str | Path, error: OSError) -> RunError:
     """What to raise where the system refuses to write a file: one line with the file, the reason and the remedy."""
     remedy = _REMEDIES.get(error.errno or 0)

@@ -14,6 +14,7 @@ from typing import Any
 from surefoot._version import __version__
 from surefoot.errors import RunError
 from surefoot.files import WRITING, cannot_write, holds_anything, sweep, write_atomically, write_whole
+from surefoot.reading import read_bytes
 from surefoot.settings import dumps
 
 
@@ -44,10 +45,16 @@ def new_run_folder(out: str | os.PathLike | None, name: str) -> Path:
         raise RunError(f"out: the folder {error.filename} cannot be made: {error.strerror}") from error
 
 
+_PACKAGES = ("jax", "jaxlib", "equinox", "optax", "numpy", "gymnasium")
+_SIMULATORS = ("envpool", "mujoco")  # where they are installed
+
+
 def versions() -> dict[str, str]:
     """The versions that a run's bits depend on."""
-    packages = ("jax", "jaxlib", "equinox", "optax", "numpy", "gymnasium")
-    found = {name: importlib.metadata.version(name) for name in packages}
+    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    for name in _SIMULATORS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
     return {"surefoot": __version__, "python": platform.python_version(), **found}
 
 
@@ -72,7 +79,7 @@ class Recorder:
         lines; whatever stands behind them is dropped, and what a killed process left unfinished is swept away."""
         self.folder = folder
         self._file = folder / "metrics.jsonl"
-        lines = _whole_lines(self._file)[:kept] if kept else []
+        lines = whole_lines(self._file)[:kept] if kept else []
         if len(lines) < kept:
             raise RunError(
                 f"{self._file} has {len(lines)} whole lines, but {kept} were recorded; put it back as it was"
@@ -110,10 +117,10 @@ class Recorder:
         os.close(self._metrics)
 
 
-def _whole_lines(file: Path) -> list[bytes]:
+def whole_lines(file: Path) -> list[bytes]:
     """The lines of a file with their ends; a torn last one is left out. Raises RunError."""
     try:
-        lines = file.read_bytes().splitlines(keepends=True)
+        *lines, _ = read_bytes(file).split(b"\n")
     except OSError as error:
         raise RunError(f"{file} cannot be read: {error.strerror or error}; put it back") from error
-    return lines if not lines or lines[-1].endswith(b"\n") else lines[:-1]
+    return [line + b"\n" for line in lines]

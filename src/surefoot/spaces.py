@@ -306,6 +306,17 @@ def unlawful(values: np.ndarray, space: Any) -> np.ndarray:
     return np.empty((0, values.ndim), int) if lawful_there.all() else np.argwhere(~lawful_there)
 
 
+def first_entries(space: Any) -> np.ndarray:
+    """Where the entries of each choice of a Discrete or MultiDiscrete begin in an action mask."""
+    sizes, _ = _choices(space)
+    return np.cumsum([0, *sizes[:-1]])
+
+
+def some_allowed(mask: np.ndarray, firsts: np.ndarray) -> np.ndarray:
+    """Whether masks [..., K] leave something to each choice, whose entries begin at `firsts`: bool [...]."""
+    return np.asarray(np.logical_or.reduceat(mask, firsts, axis=-1).all(axis=-1))
+
+
 def one_line(space: object) -> str:
     """A space, or whatever is told of one, as text without line breaks."""
     return " ".join(str(space).split())

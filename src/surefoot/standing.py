@@ -68,7 +68,9 @@ def load(found: checkpoint.Checkpoint, source: Source, fresh: Standing) -> Stand
         carried = None
         if facts["row"] is not None:
             row = {name: _number(value) for name, value in facts["row"].items()}
-            carried = Iteration(row, np.asarray(facts["returns"]), {})
+            if not {"steps", "accepted", "kl", "update"} <= row.keys() or facts["updates"] != found.update:
+                raise ValueError("its last row is none")
+            carried = Iteration(row, np.asarray(facts["returns"], np.float64), {})
         return Standing(
             learner=checkpoint.tree_of(fresh.learner, found.arrays, "learner"),
             state=source.unpack(parts, facts["source"], fresh.state),
@@ -79,7 +81,7 @@ def load(found: checkpoint.Checkpoint, source: Source, fresh: Standing) -> Stand
         )
     except RunError as error:
         raise RunError(f"{found.file}: {error}") from None
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise RunError(f"{found.file} does not fit this run: {printable(error)}") from None
 
 

@@ -21,13 +21,13 @@ from surefoot.compiled import how_many, iterations, make_chunk
 from surefoot.doctor import Finding, diagnose
 from surefoot.errors import RunError, SettingError, Stopped, SurefootError, did_you_mean
 from surefoot.evaluation import evaluate, repeatable
-from surefoot.files import held, make_folder, write_atomically
+from surefoot.files import held, make_folder, move, remove, write_atomically
 from surefoot.guard import careful
 from surefoot.history import read
 from surefoot.iteration import Iteration, Learner, begin, iterate, settled, unjudged
 from surefoot.progress import Progress
 from surefoot.recipe import Recipe, read_recipe
-from surefoot.record import Recorder, differing_versions, new_run_folder
+from surefoot.record import Recorder, differing_versions, new_run_folder, whole_lines
 from surefoot.report.curve import learning_curve
 from surefoot.report.page import write_report
 from surefoot.rules import RULES, Rule
@@ -166,6 +166,9 @@ def resume(
         try:
             fresh = Standing(*begin(source, rule, run))
             begun = _newest(_Begun(folder, recipe.identity, name, fresh, []), source, told)
+            taken = begun.standing.steps
+            if steps is not None and steps < min(taken, recipe.settings.get("steps", taken)):
+                raise SettingError(f"steps is a total, and must be at least the {taken} taken so far, but {steps} came")
             return _train(begun, environment or name, rule, run, source, progress, tensorboard, stop, told)
         finally:
             source.close()
@@ -182,22 +185,52 @@ class _Begun(NamedTuple):
 
 
 def _newest(begun: _Begun, source: Source, told: Callable[[str], None]) -> _Begun:
-    """The run as its newest sound checkpoint has it; as it was begun where it has none."""
+    """The run as its newest sound checkpoint has it whose rows are all there; as it was begun where it has none.
+
+    Raises RunError where metrics.jsonl has lost the rows of every sound checkpoint.
+    """
     lines: list[str] = []
+    metrics = begun.folder / "metrics.jsonl"
+    rows = len(whole_lines(metrics)) if metrics.exists() else 0
+    short: RunError | None = None
     for one in checkpoint.found(begun.folder, begun.identity, lines.append):
         try:
             standing = load(one, source, begun.standing)
         except RunError as error:
             lines.append(str(error))
-        else:
-            chosen, result = f"going on from {one.file}", begun._replace(standing=standing, sound=[one.update])
-            break
+            continue
+        if standing.updates - 1 > rows:
+            lost = f"{metrics} has {rows} whole lines, but {standing.updates - 1} were recorded; put it back as it was"
+            short = short or RunError(lost)
+            lines.append(f"{one.file}: {lost}")
+            continue
+        result, chosen = begun._replace(standing=standing, sound=[one.update]), f"going on from {one.file}"
+        break
     else:
-        chosen, result = "no checkpoint is sound, so the run begins again from its config.json", begun
-    if lines:
+        if short:
+            raise short
+        result, chosen = begun, "no checkpoint is sound, so the run begins again from its config.json"
+        if rows:
+            chosen += f"; what it had is in {_put_aside(begun.folder)}"
+    if lines or (rows and result is begun):
         for line in [*(f"passed by: {line}" for line in lines), chosen]:
             told(line)
     return result
+
+
+def _put_aside(folder: Path) -> Path:
+    """Move what a run that begins again would write over into a folder of its own."""
+    number = 1
+    while (aside := folder / f"before-{number}").exists():
+        number += 1
+    make_folder(aside)
+    for name in _RESULTS:
+        if (folder / name).exists():
+            move(folder / name, aside / name)
+    return aside
+
+
+_RESULTS = ("metrics.jsonl", "evaluation.json", "policy")
 
 
 def begun_with(folder: Path, steps: int | None = None) -> tuple[Recipe, Rule, config.Run]:
@@ -270,6 +303,8 @@ def _learn(
 ) -> tuple[Standing, bool]:
     """Learn until the last step or until `stop` says so: where the run stands then, and whether it was stopped."""
     folder, identity, name, standing, sound = begun
+    if standing.steps < run.steps:
+        remove(folder / "evaluation.json")  # of a policy that is not the run's last any more
     recorded = max(standing.updates - 1, 0)  # the carried iteration's row is written once its update is judged
     recorder = Recorder(folder, configuration(name, rule, run) | {"id": identity}, kept=recorded)
     scalars = Scalars(folder, told, since=standing.steps or None) if tensorboard else None
@@ -311,8 +346,11 @@ def _learn(
             record(view, unjudged(_LAST))
     except BaseException as error:
         if folder.is_dir():  # not made anew where somebody removed it
+            # One that is there already may be newer than the checkpoint that was gone on from.
+            newer = standing.updates > begun.standing.updates or not (folder / "policy" / "policy.json").exists()
             with contextlib.suppress(RunError):
-                _save_policy(standing.learner, source, name, run, folder)
+                if newer:
+                    _save_policy(standing.learner, source, name, run, folder)
             if isinstance(error, SurefootError) and not isinstance(error, RunError):
                 _draw(learning_curve, folder, _quiet)
                 _draw(lambda run: write_report([run]), folder, _quiet)

@@ -10,7 +10,7 @@ import os
 import signal
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium
@@ -23,14 +23,14 @@ from surefoot.errors import EnvironmentFault, SurefootError
 from surefoot.sources.environments import Spaces, environment_name, guarded, maker, spaces_of
 from surefoot.sources.guard import Guarded, choices, line, overdue
 from surefoot.sources.host import HostSource, Observed, Stepped
-from surefoot.sources.watch import Watch
+from surefoot.sources.watch import Overdue, Watch
 from surefoot.sources.worker import work
 from surefoot.spaces import make_encoder, make_head
 
 _SLOW_STEP_SECONDS = 0.5e-3
 _ASSUMED_EPISODE_LIMIT = 1000
 _Maker = Callable[[Spaces | None], Guarded]
-_LAST_SECONDS = 2.0  # that a worker has between being asked to end and being ended
+_BEGINNING_SECONDS = 60.0  # of all worker processes together
 
 
 def gymnasium_source(environment: str | Callable[[], Any], settings: config.Collection) -> HostSource:
@@ -106,8 +106,11 @@ class GymnasiumSimulator:
         self._watch = Watch(step_seconds)
         makers: list[_Maker] = [functools.partial(guarded, make, index, self._watch) for index in range(count)]
         self._asynchronous = asynchronous
-        with self._watch:
-            self._vector: Any = _processes(makers, spaces) if asynchronous else _side_by_side(makers, spaces)
+        if asynchronous:
+            self._vector: Any = _processes(makers, spaces, step_seconds)
+        else:
+            with self._watch:
+                self._vector = _side_by_side(makers, spaces)
         self.observation_space = self._vector.single_observation_space
         self.action_space = self._vector.single_action_space
         self._choices = choices(self.action_space)
@@ -211,14 +214,17 @@ def _itself(env: gymnasium.Env) -> gymnasium.Env:
     return env
 
 
-def _processes(makers: list[_Maker], spaces: Spaces | None) -> AsyncVectorEnv:
+def _processes(makers: list[_Maker], spaces: Spaces | None, step_seconds: float | None) -> AsyncVectorEnv:
     """The environments in one process each."""
     # A fork of this process would copy JAX's threads in the middle of whatever they do. What every
     # worker imports is imported once, by the server that they are forked from.
     multiprocessing.set_forkserver_preload(["__main__", "surefoot.sources.worker"])
     before = set(multiprocessing.active_children())
+    # Gymnasium waits for the first word of every worker without end; beginning the processes takes time too.
+    watch = Watch(None if step_seconds is None else step_seconds + _BEGINNING_SECONDS)
+    watch.begin()
     try:
-        with warnings.catch_warnings():
+        with watch, warnings.catch_warnings(), _terminated_by_nobody():
             warnings.simplefilter("ignore")
             return AsyncVectorEnv(
                 [functools.partial(make, spaces) for make in makers],
@@ -231,9 +237,27 @@ def _processes(makers: list[_Maker], spaces: Spaces | None) -> AsyncVectorEnv:
         begun = [child for child in multiprocessing.active_children() if child not in before]
         lost = _lost(begun, error) if isinstance(error, (EOFError, OSError)) else None
         _end(begun)
+        if isinstance(error, Overdue):
+            raise EnvironmentFault(f"an environment {overdue('being made', watch.seconds)}") from None
         if lost is None or isinstance(error, SurefootError):
             raise
         raise EnvironmentFault(lost) from error
+    finally:
+        watch.end()
+
+
+@contextlib.contextmanager
+def _terminated_by_nobody() -> Iterator[None]:
+    """Processes begun within it take no notice of SIGTERM, which may be sent to the whole group of the trainer: what is
+    done about it is up to the trainer, whose workers have to last until its update is done."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _lost(processes: list[Any], error: BaseException) -> str:
@@ -249,12 +273,8 @@ def _lost(processes: list[Any], error: BaseException) -> str:
 
 
 def _end(processes: list[Any]) -> None:
-    """End worker processes, those that do not listen too."""
+    """End worker processes, those that do not listen too. Politely would take as long as the slowest step."""
     for process in processes:
-        process.terminate()
-    deadline = time.monotonic() + _LAST_SECONDS
+        process.kill()
     for process in processes:
-        process.join(max(0.0, deadline - time.monotonic()))
-        if process.is_alive():
-            process.kill()
-            process.join()
+        process.join()

@@ -18,7 +18,7 @@ from surefoot.distributions import Distribution
 from surefoot.errors import EnvironmentFault, RunError
 from surefoot.policy import HostPolicy, NeuralPolicy
 from surefoot.sources.base import Source
-from surefoot.spaces import lawful, space_tree, unlawful
+from surefoot.spaces import first_entries, lawful, some_allowed, space_tree, unlawful
 
 
 class Observed(NamedTuple):
@@ -194,8 +194,18 @@ class HostSource(Source):
             leaves, structure = jax.tree.flatten(like.observed)
             observed = [arrays[f"observed/{index}"] for index in range(len(leaves))]
             fitting = all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(observed, leaves, strict=True))
-            if not fitting or arrays["ended"].shape != like.ended.shape:
+            if not fitting:
                 raise ValueError("the environments' observations are not those that were saved")
+            for name, part in (("ended", like.ended), ("time", like.time)):
+                if arrays[name].shape != part.shape or arrays[name].dtype != part.dtype:
+                    raise ValueError(f"{name} is not that of these environments")
+            counts = [facts["seed"], facts["restarts"], facts["steps"], *facts["blocks"]]
+            if any(type(count) is not int or not 0 <= count < 2**63 for count in counts):
+                raise ValueError("a count is no whole number")
+            if facts["blocks"]:
+                given, space = arrays["actions"], self.action_space
+                if given.shape != (sum(facts["blocks"]), self.envs, *(space.shape or ())) or given.dtype != space.dtype:
+                    raise ValueError("the actions are not those of these environments")
             bounds = np.cumsum(facts["blocks"])[:-1]
             return HostState(
                 seed=int(facts["seed"]),
@@ -277,7 +287,9 @@ class HostSource(Source):
             problems.append((row, env, "reward", reward[row, env]))
         if masks is not None:
             # No action is taken in an episode's last observation.
-            for row, env in np.argwhere(~masks[: steps + 1].any(axis=-1) & ~ended)[:1]:
+            for row, env in np.argwhere(~some_allowed(masks[: steps + 1], first_entries(self.action_space)) & ~ended)[
+                :1
+            ]:
                 problems.append((row - 1, env, "action_mask", "nothing allowed"))
         if problems:
             self.close()

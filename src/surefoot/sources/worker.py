@@ -18,8 +18,9 @@ def work(
     index: int, make: Callable[[], gymnasium.Env], pipe: Connection, parent_pipe: Connection, *shared: Any
 ) -> None:
     """Gymnasium's own worker, but for two things: an environment that cannot be made is told as a fault instead of
-    printed, and Ctrl-C, which a terminal sends to every process, is left to the trainer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    printed, and signals that are sent to every process, as a terminal's Ctrl-C is, are left to the trainer."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     try:
         env = make()
     except BaseException as error:
