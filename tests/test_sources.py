@@ -64,6 +64,8 @@ SOURCES = {
 }
 if importlib.util.find_spec("envpool"):  # there is not a wheel for every machine
     SOURCES["envpool"] = Row(partial(made, {"source": "envpool"}), GYMNASIUM)
+if importlib.util.find_spec("gymnax"):
+    SOURCES["gymnax"] = Row(partial(made, {}), {"cartpole": "gymnax:CartPole-v1", "pendulum": "gymnax:Pendulum-v1"})
 
 
 class CartPole:
