@@ -15,8 +15,15 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Compilation makes the first example slow; that says nothing about the property.
-settings.register_profile("surefoot", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+# Compilation makes the first example slow; that says nothing about the property. The same code is given the same
+# examples, so that a change is judged by itself and not by chance; SUREFOOT_TEST_EXPLORE=1 draws new ones.
+settings.register_profile(
+    "surefoot",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    print_blob=True,
+    derandomize="SUREFOOT_TEST_EXPLORE" not in os.environ,
+)
 settings.load_profile("surefoot")
 
 

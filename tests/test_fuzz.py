@@ -471,7 +471,8 @@ def trajectory_holds(_: House, case: Any) -> None:
     assert not batch.weight[reset.ravel()].any()
     np.testing.assert_allclose(target[~reset.ravel()], (expected + value[:-1])[~reset].ravel(), **near)
     if weight.sum() > 1e-290:
-        np.testing.assert_allclose(batch.weight, (weight / weight.sum()).ravel(), rtol=1e-9, atol=1e-200)
+        lost = 1e-300 / weight.sum()  # what the smallest power that every compiler keeps is of the sum
+        np.testing.assert_allclose(batch.weight, (weight / weight.sum()).ravel(), rtol=1e-9, atol=max(lost, 1e-200))
     assert np.isfinite(batch.advantage).all()
     assert not batch.observation[batch.weight == 0].any()
 
@@ -548,10 +549,8 @@ def too_long(*_: Any) -> None:
     raise AssertionError(f"longer than {SECONDS} seconds")
 
 
-def attempt(name: str, count: int, house: House) -> None:
+def attempt(name: str, count: int, house: House, seed: int) -> None:
     """Try so many inputs of a kind."""
-    seed = int(os.environ.get("SUREFOOT_TEST_SEED", secrets.randbits(32)))
-    print(f"seed {seed} (repeat with SUREFOOT_TEST_SEED={seed})")
     kind = KINDS[name]
 
     @hypothesis.seed(seed)
@@ -596,14 +595,16 @@ def fenced(house, monkeypatch, tmp_path) -> House:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_broken_input_is_understood_or_refused_in_one_line(name, fenced):
-    attempt(name, max(KINDS[name].count // 50, 2), fenced)
+def test_a_broken_input_is_understood_or_refused_in_one_line(name, fenced, seed):
+    attempt(name, max(KINDS[name].count // 50, 2), fenced, seed)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", KINDS)
 def test_every_broken_input_is_understood_or_refused_in_one_line(name, fenced):
-    attempt(name, KINDS[name].count, fenced)
+    seed = int(os.environ.get("SUREFOOT_TEST_SEED", secrets.randbits(32)))
+    print(f"seed {seed} (repeat with SUREFOOT_TEST_SEED={seed})")
+    attempt(name, KINDS[name].count, fenced, seed)
 
 
 @pytest.mark.long

@@ -22,10 +22,10 @@ import safetensors.numpy
 from surefoot import config
 from surefoot._version import __version__
 from surefoot.errors import RunError, SettingError, SurefootError, printable, shown
+from surefoot.files import write_atomically
 from surefoot.observations import make_reader
 from surefoot.policy import HostPolicy, NeuralPolicy, make_policy
 from surefoot.reading import parse_json, read_bytes, read_json
-from surefoot.record import write_atomically
 from surefoot.settings import as_json, digest, dumps
 from surefoot.spaces import describe, first_entries, lawful, make_encoder, make_head, one_line, parse, some_allowed
 
@@ -52,9 +52,8 @@ class Agent:
         self.policy = policy
         self._actor = HostPolicy(policy)
         self._read = make_reader(observation_space, self._actor.dtype)
-        head = self._actor.head
-        self._firsts = first_entries(action_space) if head.kind.endswith("Categorical") else np.zeros(1, int)
-        self._maskable = head.outputs if head.kind.endswith("Categorical") else None
+        maskable = self._actor.head.kind.endswith("Categorical")
+        self._firsts = first_entries(action_space) if maskable else None
         self.observation_space = observation_space
         self.action_space = action_space
         self.environment = environment
@@ -89,9 +88,9 @@ class Agent:
         return lawful(actor.action_map(action), self.action_space)
 
     def _mask(self, mask: Any, size: int | None) -> np.ndarray:
-        entries = self._maskable
-        if entries is None:
+        if self._firsts is None:
             raise SettingError(f"mask must be None for {one_line(self.action_space)}, but {type(mask).__name__} came")
+        entries = self._actor.head.outputs
         wanted = (entries,) if size is None else (size, entries)
         try:
             allowed = np.asarray(mask).astype(bool)

@@ -162,6 +162,7 @@ def _play(
     count = len(wanted)
     total, length = np.zeros(count), np.zeros(count, int)
     fresh = np.zeros(count, bool)
+    cutting = False
     step = 0
     where = "reset"
     try:
@@ -186,7 +187,8 @@ def _play(
                 cut = bool(length[index] >= LONGEST_EPISODE and not terminated[index])
                 played.append(_Episode(float(total[index]), int(length[index]), cut))
                 wanted[index] -= 1
-            if any(episode.cut for episode in played):
+                cutting |= cut
+            if cutting:
                 wanted = np.minimum(wanted, ~(ended | fresh))  # what runs is played on
             total[ended], length[ended] = 0.0, 0
             fresh = ended

@@ -18,8 +18,8 @@ import numpy as np
 from surefoot._version import __version__
 from surefoot.agent import Agent
 from surefoot.errors import SettingError, UnsupportedSpace
+from surefoot.files import write_atomically
 from surefoot.networks import CLIP
-from surefoot.record import write_atomically
 from surefoot.settings import dumps
 from surefoot.spaces import affine, describe, one_hot, space_tree
 

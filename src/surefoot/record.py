@@ -80,10 +80,8 @@ class Recorder:
         self.folder = folder
         self._file = folder / "metrics.jsonl"
         lines = whole_lines(self._file)[:kept] if kept else []
-        if len(lines) < kept:
-            raise RunError(
-                f"{self._file} has {len(lines)} whole lines, but {kept} were recorded; put it back as it was"
-            )
+        if short := rows_missing(self._file, len(lines), kept):
+            raise short
         sweep(folder, folder / "checkpoints", folder / "policy")
         content = dumps({**configuration, "versions": versions()}, indent=1)
         write_atomically(folder / "config.json", content.encode())
@@ -115,6 +113,13 @@ class Recorder:
     def close(self) -> None:
         """Close metrics.jsonl."""
         os.close(self._metrics)
+
+
+def rows_missing(file: Path, there: int, recorded: int) -> RunError | None:
+    """What to raise where a metrics.jsonl has fewer whole lines than were recorded; None where it has them."""
+    if there >= recorded:
+        return None
+    return RunError(f"{file} has {there} whole lines, but {recorded} were recorded; put it back as it was")
 
 
 def whole_lines(file: Path) -> list[bytes]:

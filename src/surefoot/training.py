@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import time
 import uuid
@@ -27,12 +26,12 @@ from surefoot.history import read
 from surefoot.iteration import Iteration, Learner, begin, iterate, settled, unjudged
 from surefoot.progress import Progress
 from surefoot.recipe import Recipe, read_recipe
-from surefoot.record import Recorder, differing_versions, new_run_folder, whole_lines
+from surefoot.record import Recorder, differing_versions, new_run_folder, rows_missing, whole_lines
 from surefoot.report.curve import learning_curve
 from surefoot.report.page import write_report
 from surefoot.rules import RULES, Rule
 from surefoot.settings import as_json, dumps
-from surefoot.sources import make_source, runs_code
+from surefoot.sources import make_source, refuse_foreign_code
 from surefoot.sources.base import Source
 from surefoot.sources.environments import environment_name
 from surefoot.sources.functional import FunctionalSource
@@ -151,10 +150,7 @@ def resume(
     recipe, rule, run = begun_with(folder, steps)
     name = str(recipe.environment)
     _refuse_links(folder)
-    if environment is None and runs_code(name) and not allow_env:
-        raise RunError(
-            f"{folder} names the environment {name!r}, which runs code of that module; say allow_env if it is yours"
-        )
+    refuse_foreign_code(folder, name, allowed=allow_env or environment is not None)
     if tensorboard:
         writer_class()
     told = told or _warn
@@ -199,10 +195,9 @@ def _newest(begun: _Begun, source: Source, told: Callable[[str], None]) -> _Begu
         except RunError as error:
             lines.append(str(error))
             continue
-        if standing.updates - 1 > rows:
-            lost = f"{metrics} has {rows} whole lines, but {standing.updates - 1} were recorded; put it back as it was"
-            short = short or RunError(lost)
-            lines.append(f"{one.file}: {lost}")
+        if missing := rows_missing(metrics, rows, standing.updates - 1):
+            short = short or missing
+            lines.append(f"{one.file}: {missing}")
             continue
         result, chosen = begun._replace(standing=standing, sound=[one.update]), f"going on from {one.file}"
         break
@@ -242,13 +237,12 @@ def begun_with(folder: Path, steps: int | None = None) -> tuple[Recipe, Rule, co
         recipe = read_recipe(folder / "config.json")
         if recipe.environment is None or recipe.rule is None:
             raise SettingError(f"config: {folder / 'config.json'} names no environment or no rule")
-        plain = config.RULES[recipe.rule](**recipe.rule_settings)
     except SettingError as error:
         raise RunError(f"{folder} holds no run that can be gone on with: {error}") from None
-    if plain.tabular_only:
-        raise RunError(f"{folder}/config.json: the rule {plain.name} is for finite MDPs, and no run has it")
+    if config.RULES[recipe.rule].tabular_only:
+        raise RunError(f"{folder}/config.json: the rule {recipe.rule} is for finite MDPs, and no run has it")
     run = config.make_run(**recipe.settings | ({} if steps is None else {"steps": steps}))
-    return recipe, RULES[recipe.rule](**dataclasses.asdict(plain)), run
+    return recipe, RULES[recipe.rule](**recipe.rule_settings), run
 
 
 def _refuse_links(folder: Path) -> None:

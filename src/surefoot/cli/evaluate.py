@@ -7,7 +7,7 @@ from typing import Any
 
 from surefoot.cli.options import cut_note, whole
 from surefoot.errors import RunError, SettingError
-from surefoot.sources import runs_code
+from surefoot.sources import refuse_foreign_code
 
 
 def add(commands: Any) -> None:
@@ -43,11 +43,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     agent = load(arguments.run)
     if not agent.environment:
         raise RunError(f"{arguments.run} does not say which environment it was trained in")
-    if runs_code(agent.environment) and not arguments.allow_env:
-        raise RunError(
-            f"{arguments.run} names the environment {agent.environment!r}, which runs code of that module; "
-            "add --allow-env if it is yours"
-        )
+    refuse_foreign_code(arguments.run, agent.environment, allowed=arguments.allow_env)
     result = evaluate(
         agent,
         agent.environment,

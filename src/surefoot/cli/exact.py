@@ -116,7 +116,8 @@ def _write(folder: Any, described: dict[str, Any], result: dict[str, Any], initi
 
     import numpy as np
 
-    from surefoot.record import versions, write_atomically
+    from surefoot.files import write_atomically
+    from surefoot.record import versions
 
     write_atomically(folder / "config.json", dumps(described | {"versions": versions()}, indent=1).encode())
     for name, policy in (("initial", initial), ("final", final)):

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from surefoot.errors import printable
+
 
 def add(commands: Any) -> None:
     """The command and its options."""
@@ -32,7 +34,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     file = export_onnx(agent, arguments.out or policy_folder(arguments.run) / "policy.onnx")
     inputs, outputs = interface(file)
     if not arguments.json:
-        print(f"file     {file}  ({Path(file).stat().st_size / 1024:.0f} KiB)")
+        print(f"file     {printable(file)}  ({Path(file).stat().st_size / 1024:.0f} KiB)")
         for title, values in (("takes", inputs), ("gives", outputs)):
             for name, told in values.items():
                 print(f"{title:<9}{name}  {told}")

@@ -12,7 +12,7 @@ from surefoot.cli.interruption import asked_to_stop
 from surefoot.cli.options import HINTS, add_rule_options, add_setting, cut_note, rule_settings
 from surefoot.errors import SettingError, printable
 from surefoot.recipe import Recipe, read_recipe
-from surefoot.sources import runs_code
+from surefoot.sources import refuse_foreign_code
 
 
 def add(commands: Any) -> None:
@@ -63,11 +63,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     environment = arguments.environment or recipe.environment
     if environment is None:
         raise SettingError(f"ENV is missing; {HINTS['ENV']}")
-    if environment != arguments.environment and runs_code(environment) and not arguments.allow_env:
-        raise SettingError(
-            f"{arguments.config} names the environment {environment!r}, which runs code of that module; "
-            "add --allow-env if it is yours"
-        )
+    typed = environment == arguments.environment
+    refuse_foreign_code(arguments.config, environment, allowed=typed or arguments.allow_env)
     given = vars(arguments)
     settings = {name.removeprefix("run."): value for name, value in given.items() if name.startswith("run.")}
     settings = recipe.settings | settings

@@ -28,10 +28,11 @@ def write_page(folder: str | os.PathLike, progress: bool = True, *, seed: int = 
     import numpy as np
 
     from surefoot.compilation import keep_compiled_programs
+    from surefoot.files import write_atomically
     from surefoot.lecture.chapters import CHAPTERS
     from surefoot.lecture.guarantees import measured_bounds
     from surefoot.lecture.page import Lecture, render
-    from surefoot.record import versions, write_atomically
+    from surefoot.record import versions
 
     keep_compiled_programs()
     results, figures = {}, {}

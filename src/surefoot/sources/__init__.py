@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from surefoot import config
-from surefoot.errors import SettingError
+from surefoot.errors import RunError, SettingError
 
 if TYPE_CHECKING:
     from surefoot.sources.base import Source
@@ -48,6 +48,15 @@ def functional_environment(environment: str | Callable[[], Any]) -> FunctionalEn
     if callable(meant) and str(getattr(returned, "__name__", returned)).endswith(FunctionalEnvironment.__name__):
         meant = meant()
     return meant if isinstance(meant, FunctionalEnvironment) else None
+
+
+def refuse_foreign_code(where: object, environment: str, *, allowed: bool) -> None:
+    """Raise RunError where a file names an environment whose module would be imported, unless that is `allowed`."""
+    if runs_code(environment) and not allowed:
+        raise RunError(
+            f"{where} names the environment {environment!r}, which runs code of that module; "
+            "add --allow-env if it is yours (allow_env=True in Python)"
+        )
 
 
 def make_source(environment: str | Callable[[], Any], settings: config.Collection) -> Source:

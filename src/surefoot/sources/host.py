@@ -287,9 +287,8 @@ class HostSource(Source):
             problems.append((row, env, "reward", reward[row, env]))
         if masks is not None:
             # No action is taken in an episode's last observation.
-            for row, env in np.argwhere(~some_allowed(masks[: steps + 1], first_entries(self.action_space)) & ~ended)[
-                :1
-            ]:
+            forbidden = ~some_allowed(masks[: steps + 1], first_entries(self.action_space))
+            for row, env in np.argwhere(forbidden & ~ended)[:1]:
                 problems.append((row - 1, env, "action_mask", "nothing allowed"))
         if problems:
             self.close()
