@@ -47,7 +47,10 @@ ORDER = [
     ["iteration"],
     ["compiled"],
     ["standing"],
+    ["resuming"],
+    ["ledger"],
     ["training"],
+    ["lanes"],
     ["lecture"],
     ["cli"],
 ]

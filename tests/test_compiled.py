@@ -7,7 +7,7 @@ import pytest
 import functional_probes
 import surefoot as sf
 from surefoot import compiled, config, history
-from surefoot.compiled import how_many, iterations, make_chunk
+from surefoot.compiled import fetched, how_many, iterations, make_chunk, numbers_of
 from surefoot.errors import EnvironmentFault, Stopped
 from surefoot.iteration import begin, iterate, settled
 from surefoot.sources import make_source
@@ -35,8 +35,8 @@ def test_a_chunk_is_the_iterations_that_the_host_makes(name, rule):
     run = config.make_run(**{**TINY, "holdout": 0.25})
     source, rule = make_source(f"functional_probes:{name}", run.collection), make_rule(rule)
     learner, state = begin(source, rule, run)
-    chunk = make_chunk(source, rule, run)(learner, state, 3)
-    for mine in iterations(chunk, run):
+    chunk = jax.jit(make_chunk(source))(numbers_of(rule, run, np.float32), learner, state, 3, 3)
+    for mine in iterations(fetched(chunk), rule, run):
         learner, state, hosts = iterate(source, rule, run, learner, state)
         one, other = (settled(made.row) | made.judgement for made in (mine, hosts))
         assert {key for key in one if key not in TIMES and not close(one[key], other[key])} == set()
@@ -85,10 +85,10 @@ def test_bits_do_not_depend_on_where_chunks_end_nor_on_stops(whole, tmp_path, mo
 def test_the_program_is_compiled_once(whole, tmp_path):
     source = make_source("functional_probes:walk", config.make_run(**TINY).collection)
     run, rule = config.make_run(**TINY), make_rule("pg")
-    chunk = make_chunk(source, rule, run)
+    chunk, numbers = jax.jit(make_chunk(source)), numbers_of(rule, run, np.float32)
     learner, state = begin(source, rule, run)
     for count in (1, 2, 5):
-        made = chunk(learner, state, count)
+        made = chunk(numbers, learner, state, count, count)
         learner, state = made.learner, made.state
         assert int(made.count) == count
     assert chunk._cache_size() == 1

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
 
+from surefoot.arrays import bits, from_bits
 from surefoot.errors import RunError, printable, shown
 from surefoot.files import make_folder, write_atomically
 from surefoot.reading import parse_json, read_bytes
@@ -149,7 +149,7 @@ def _unsealed(content: bytes) -> dict[str, Any]:
 
 def arrays_of(tree: Any, prefix: str) -> dict[str, np.ndarray]:
     """Every leaf of a tree of arrays as NumPy, by its path behind `prefix`; keys as their bits."""
-    return {name: _as_numpy(leaf) for name, leaf in _named(tree, prefix)}
+    return {name: bits(leaf) for name, leaf in _named(tree, prefix)}
 
 
 def tree_of(skeleton: Any, arrays: dict[str, np.ndarray], prefix: str) -> Any:
@@ -165,30 +165,16 @@ def tree_of(skeleton: Any, arrays: dict[str, np.ndarray], prefix: str) -> Any:
     for name, like in wanted:
         if name not in arrays:
             raise RunError(f"the checkpoint has no {name!r}")
-        found, expected = arrays[name], _as_numpy(like)
+        found, expected = arrays[name], bits(like)
         if found.shape != expected.shape or found.dtype != expected.dtype:
             raise RunError(
                 f"the checkpoint's {name!r} is {found.dtype}{list(found.shape)}, "
                 f"but the run has {expected.dtype}{list(expected.shape)}"
             )
-        leaves.append(_like(found, like))
+        leaves.append(from_bits(found, like))
     return jax.tree.unflatten(jax.tree.structure(skeleton), leaves)
 
 
 def _named(tree: Any, prefix: str) -> list[tuple[str, Any]]:
     leaves = jax.tree.leaves_with_path(tree)
     return [(f"{prefix}/{jax.tree_util.keystr(path, simple=True, separator='.')}", leaf) for path, leaf in leaves]
-
-
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _as_numpy(leaf: Any) -> np.ndarray:
-    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-
-
-def _like(found: np.ndarray, like: Any) -> Any:
-    if _is_key(like):
-        return jax.random.wrap_key_data(jnp.asarray(found), impl=jax.random.key_impl(like))
-    return jax.device_put(found) if isinstance(like, jax.Array) else found

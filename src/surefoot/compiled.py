@@ -6,17 +6,20 @@ each iteration is fetched at its end.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from surefoot import config
 from surefoot.critic import CriticReport
 from surefoot.iteration import Iteration, Learner, Told, learn, told_of
 from surefoot.rules import Rule
-from surefoot.sources.functional import Fault, FunctionalSource, FunctionalState, first_fault
+from surefoot.sources.functional import Fault, FunctionalEnvironment, FunctionalSource, FunctionalState, first_fault
 
 CAPACITY = 64
 _SECONDS = 1.0  # of a chunk: as long as a panel may stand still and Ctrl-C be waited for
@@ -27,7 +30,7 @@ class Chunk(NamedTuple):
 
     Attributes:
         learner, state: after the last.
-        count: how many iterations were made: those asked for, or those before an environment failed.
+        count: how many iterations were made: those wanted, or those before an environment failed.
         told: for their accounts.
         critic: the fits' reports.
         fault: of the environment that failed.
@@ -41,51 +44,90 @@ class Chunk(NamedTuple):
     fault: Fault
 
 
-def make_chunk(source: FunctionalSource, rule: Rule, run: config.Run) -> Callable[..., Chunk]:
-    """The program: from learner, state and how many iterations to make (at most CAPACITY) to a Chunk.
+class Numbers(NamedTuple):
+    """What a program is given and not compiled for: the leaves of a rule and of a run's settings."""
 
-    How many is an argument, so that a run's last few and its first thousand are the same program: the bits of an
-    iteration do not depend on where chunks end. The loop writes in place what it carries; what it was given stays, so
-    that there is something to save where an environment fails.
+    rule: Rule
+    run: config.Run
+
+
+def numbers_of(rule: Rule, run: config.Run, dtype: Any) -> Numbers:
+    """The numbers of a run as arrays. What neither they nor a program depends on (seed, steps …) is that of any run."""
+    plain = config.Run()
+    run = dataclasses.replace(
+        run, seed=plain.seed, steps=plain.steps, checkpoint_seconds=plain.checkpoint_seconds,
+        evaluation_episodes=plain.evaluation_episodes,
+    )  # fmt: skip
+    return jax.tree.map(lambda leaf: np.asarray(leaf, dtype), Numbers(rule, run))
+
+
+@lru_cache(maxsize=16)
+def program(environment: FunctionalEnvironment, envs: int, horizon: int) -> Callable[..., Chunk]:
+    """The compiled chunk of a source; it writes in the learner and the state that it is given.
+
+    Kept for the next run in the same process, which then need not compile it anew.
+    """
+    source = FunctionalSource(environment, name="", envs=envs, horizon=horizon)
+    return jax.jit(make_chunk(source), donate_argnames=("learner", "state"))
+
+
+def make_chunk(source: FunctionalSource) -> Callable[..., Chunk]:
+    """The program: from Numbers, learner, state, and how many iterations to make, to a Chunk.
+
+    How many is told twice, at most CAPACITY each: `limit`, which the loop runs to, and `wanted`, after which nothing
+    is changed any more; lanes share the first. They are arguments, so that a run's last few iterations and its first
+    thousand are the same program: the bits of an iteration do not depend on where chunks end.
     """
 
-    def advance(learner: Learner, state: FunctionalState) -> tuple[Learner, FunctionalState, Any]:
-        key, collect_key, update_key, critic_key = jax.random.split(learner.key, 4)
-        trajectory, after = source.roll_out(learner.policy, state, collect_key)
-        learned, told, critic = learn(rule, run, learner, trajectory, (key, update_key, critic_key))
-        return learned, after, (told, critic, first_fault(trajectory))
+    def chunk(numbers: Numbers, learner: Learner, state: FunctionalState, limit: Any, wanted: Any) -> Chunk:
+        def advance(learner: Learner, state: FunctionalState) -> tuple[Learner, FunctionalState, Any]:
+            key, collect_key, update_key, critic_key = jax.random.split(learner.key, 4)
+            trajectory, after = source.roll_out(learner.policy, state, collect_key)
+            learned, told, critic = learn(*numbers, learner, trajectory, (key, update_key, critic_key))
+            return learned, after, (told, critic, first_fault(trajectory))
 
-    def chunk(learner: Learner, state: FunctionalState, count: Any) -> Chunk:
         told, critic, fault = jax.eval_shape(advance, learner, state)[2]
         rows = jax.tree.map(lambda leaf: jnp.zeros((CAPACITY, *leaf.shape), leaf.dtype), (told, critic))
         none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), fault)
 
-        def going(carry: Any) -> Any:
-            done, _, _, _, fault = carry
-            return (done < count) & ~fault.found
-
-        def body(carry: Any) -> Any:
-            done, learner, state, rows, _ = carry
-            learned, after, (told, critic, fault) = advance(learner, state)
-            rows = jax.tree.map(lambda every, one: every.at[done].set(one), rows, (told, critic))
-            # An iteration that an environment spoiled did not happen.
+        def body(index: Any, carry: Any) -> Any:
+            done, learner, state, rows, fault = carry
+            learned, after, (told, critic, found) = advance(learner, state)
+            rows = jax.tree.map(lambda every, one: every.at[index].set(one), rows, (told, critic))
+            going = (index < wanted) & ~fault.found
+            # An iteration that an environment spoiled did not happen, nor did any after it.
+            sound = going & ~found.found
             learner, state = jax.tree.map(
-                lambda new, old: jnp.where(fault.found, old, new), (learned, after), (learner, state)
+                lambda new, old: jnp.where(sound, new, old), (learned, after), (learner, state)
             )
-            return done + ~fault.found, learner, state, rows, fault
+            fault = jax.tree.map(lambda new, old: jnp.where(going, new, old), found, fault)
+            return done + sound, learner, state, rows, fault
 
         begun = jnp.zeros((), jnp.int32), learner, state, rows, none
-        done, learner, state, (told, critic), fault = jax.lax.while_loop(going, body, begun)
+        done, learner, state, (told, critic), fault = jax.lax.fori_loop(0, limit, body, begun)
         return Chunk(learner, state, done, told, critic, fault)
 
-    return jax.jit(chunk)
+    return chunk
 
 
-def iterations(chunk: Chunk, run: config.Run) -> list[Iteration]:
-    """The account of every iteration of a chunk, in order."""
-    told, critic, count = jax.device_get((chunk.told, chunk.critic, chunk.count))
+@jax.jit
+def copied(tree: Any) -> Any:
+    """The tree in buffers of its own, which a program may be given to write in."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+def fetched(chunk: Chunk) -> Chunk:
+    """The chunk once it is done, with all but what the next one goes on from on the host."""
+    told, critic, count, fault = jax.device_get((chunk.told, chunk.critic, chunk.count, chunk.fault))
+    return chunk._replace(told=told, critic=critic, count=count, fault=fault)
+
+
+def iterations(chunk: Chunk, rule: Rule, run: config.Run, lane: int | None = None) -> list[Iteration]:
+    """The account of every iteration of a fetched chunk, in order; of one lane's where it has lanes."""
+    every = chunk.told, chunk.critic, chunk.count
+    told, critic, count = every if lane is None else jax.tree.map(lambda leaf: leaf[lane], every)
     each = [jax.tree.map(lambda leaf, i=index: leaf[i], (told, critic)) for index in range(int(count))]
-    return [told_of(*one, run) for one in each]
+    return [told_of(told, critic, rule, run) for told, critic in each]
 
 
 def how_many(steps: int, per_iteration: int, pace: float | None) -> int:

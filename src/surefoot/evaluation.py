@@ -102,11 +102,18 @@ def _play_functional(
     agent: Agent, environment: FunctionalEnvironment, name: str, episodes: int, seed: int, deterministic: bool
 ) -> list[_Episode]:
     """One episode in each of so many copies, all in one program; whoever has ended waits for the others."""
+    play = _player(environment, episodes, deterministic)
+    total, length, over, sound = jax.device_get(play(agent.policy, jax.random.fold_in(jax.random.key(seed), 0x5EED)))
+    for index in np.flatnonzero(~sound)[:1]:
+        where = f"evaluation: step {length[index] - 1}: environment {index}"
+        raise EnvironmentFault(f"{name}: {where} returned a reward that is not finite")
+    return [_Episode(float(a), int(b), not c) for a, b, c in zip(total, length, over, strict=True)]
 
-    def begin(key: PRNGKeyArray) -> Any:
-        inner, observation = jax.vmap(environment.reset)(jax.random.split(key, episodes))
-        nothing = jnp.zeros(episodes, jnp.int32)
-        return inner, observation, nothing.astype(jnp.float32), nothing, nothing > 0, jnp.ones(episodes, bool)
+
+@functools.lru_cache(maxsize=16)
+def _player(environment: FunctionalEnvironment, episodes: int, deterministic: bool) -> Callable[..., Any]:
+    """The program: from a policy and a key to each episode's return, length, whether it has ended, and whether its
+    rewards were finite. Kept, as the many runs of a study are evaluated by one."""
 
     def step(policy: NeuralPolicy, carry: Any, key: PRNGKeyArray) -> Any:
         inner, observation, total, length, over, sound = carry
@@ -124,26 +131,25 @@ def _play_functional(
             sound & jnp.isfinite(total),
         )
 
+    def going(carry: Any) -> Any:
+        (_, _, _, length, over, sound), _ = carry
+        return ~jnp.all(over) & jnp.all(sound) & (jnp.max(length) < LONGEST_EPISODE)
+
     @jax.jit
     def play(policy: NeuralPolicy, key: PRNGKeyArray) -> Any:
-        def going(carry: Any) -> Any:
-            (_, _, _, length, over, sound), _ = carry
-            return ~jnp.all(over) & jnp.all(sound) & (jnp.max(length) < LONGEST_EPISODE)
-
         def body(carry: Any) -> Any:
             inner, key = carry
             key, step_key = jax.random.split(key)
             return step(policy, inner, step_key), key
 
         begin_key, key = jax.random.split(key)
-        (_, _, total, length, over, sound), _ = jax.lax.while_loop(going, body, (begin(begin_key), key))
+        inner, observation = jax.vmap(environment.reset)(jax.random.split(begin_key, episodes))
+        nothing = jnp.zeros(episodes, jnp.int32)
+        begun = inner, observation, nothing.astype(jnp.float32), nothing, nothing > 0, jnp.ones(episodes, bool)
+        (_, _, total, length, over, sound), _ = jax.lax.while_loop(going, body, (begun, key))
         return total, length, over, sound
 
-    total, length, over, sound = jax.device_get(play(agent.policy, jax.random.fold_in(jax.random.key(seed), 0x5EED)))
-    for index in np.flatnonzero(~sound)[:1]:
-        where = f"evaluation: step {length[index] - 1}: environment {index}"
-        raise EnvironmentFault(f"{name}: {where} returned a reward that is not finite")
-    return [_Episode(float(a), int(b), not c) for a, b, c in zip(total, length, over, strict=True)]
+    return play
 
 
 # What does not fit into 32 bits becomes infinite, which is reported.

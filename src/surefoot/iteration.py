@@ -208,11 +208,12 @@ def learn(
     return _learned(learner, estimates, updated, fitted, key), told, critic_report
 
 
-def told_of(told: Told, critic_report: CriticReport, run: config.Run) -> Iteration:
+def told_of(told: Told, critic_report: CriticReport, rule: Rule, run: config.Run) -> Iteration:
     """The iteration that `learn` made, once it is fetched from the device. Its row has no times."""
+    told = told._replace(radius=_radius(rule))  # as it was said, and not as the device rounds it
     judgement, _ = judge(told.before, told.after, run)
     coverage = _coverage(told.flags, run.estimator.discount)
-    critic_report = CriticReport(*map(float, critic_report))
+    critic_report = jax.tree.map(float, critic_report)
     row, returns = account(told, certify_stage(told, coverage, run), critic_report)
     return Iteration(row | dict.fromkeys(_TIMES), returns, judgement)
 
@@ -237,6 +238,10 @@ def _flags(trajectory: Trajectory) -> tuple[Array, Array, Array, Array]:
     return trajectory.reset, trajectory.terminated, trajectory.truncated, trajectory.time
 
 
+def _radius(rule: Rule) -> Any:
+    return getattr(rule, "radius", np.nan)
+
+
 def _coverage(flags: tuple[Any, ...], discount: float) -> tuple[float, str | None]:
     reset, terminated, _, age = flags
     return discounted_rows(age, ~reset, terminated, discount)
@@ -244,22 +249,21 @@ def _coverage(flags: tuple[Any, ...], discount: float) -> tuple[float, str | Non
 
 def _told(
     rule: Rule,
-    flags: tuple[Any, ...],
+    flags: tuple[Array, Array, Array, Array],
     estimates: Estimates,
     previous: Previous,
     after: tuple[Any, Any],
     updated: Updated,
     moved: Moved | None,
 ) -> Told:
-    reset, terminated, truncated, age = flags
+    nothing = estimates.value[:0]  # what is as large as the batch has served
     return Told(
-        flags=(reset, terminated, truncated, age),
-        # What is as large as the batch has served.
-        estimates=estimates._replace(value=None, target=None, error=None),
+        flags=flags,
+        estimates=estimates._replace(value=nothing, target=nothing, error=nothing),
         before=(previous.total, previous.mass),
         after=after,
         report=updated.report,
-        radius=getattr(rule, "radius", np.nan),
+        radius=_radius(rule),
         held_out=updated.held_out,
         moved=moved,
         normaliser_kl=updated.normaliser_kl,
@@ -335,16 +339,16 @@ def certify_stage(
 
 def _taken(report: UpdateReport, *, undone: bool) -> UpdateReport:
     """The report; where the guard left the update out, also of a rule that moves on advantages of 0, as refused."""
-    return report._replace(accepted=np.bool_(False)) if undone else report
+    return report._replace(accepted=jax.device_put(np.bool_(False))) if undone else report
 
 
 def account(
     told: Told, certificate: dict[str, Any], critic_report: CriticReport, *, undone: bool = False
 ) -> tuple[dict[str, Any], np.ndarray]:
     """The iteration's metrics but for its times, and the returns of the episodes that ended in it."""
-    reset, terminated, truncated, age = told.flags
+    reset, terminated, truncated, age = map(np.asarray, told.flags)
     ended = (terminated | truncated) & ~reset
-    returns = told.estimates.episode_return[ended]
+    returns = np.asarray(told.estimates.episode_return)[ended]
     row = {
         "experience": int(np.sum(~reset)),
         **_episode_metrics(returns, age[ended] + 1),

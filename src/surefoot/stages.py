@@ -1,7 +1,12 @@
-"""The compiled stages of an iteration: estimate, update, judge and certify, fit the critic."""
+"""The compiled stages of an iteration: estimate, update, judge and certify, fit the critic.
+
+To JAX the settings that the stages take are trees: their numbers are leaves, which one program may be given anew and
+the lanes of one program may differ in, and for the rest of them a program is compiled.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,6 +29,28 @@ from surefoot.sampled_certificate import (
     over_environments,
     temporal_difference,
 )
+
+
+def _as_tree(kind: type, *leaves: str) -> None:
+    """Let JAX see settings of this kind as a tree with these fields as its leaves."""
+    others = tuple(item.name for item in dataclasses.fields(kind) if item.name not in leaves)
+
+    def flatten(settings: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        return tuple(getattr(settings, name) for name in leaves), tuple(getattr(settings, name) for name in others)
+
+    def unflatten(fixed: tuple[Any, ...], numbers: Any) -> Any:
+        # Not through the constructor, whose checks cannot compare a number that is being traced.
+        settings: Any = object.__new__(kind)
+        for name, value in zip((*leaves, *others), (*numbers, *fixed), strict=True):
+            object.__setattr__(settings, name, value)
+        return settings
+
+    jax.tree_util.register_pytree_node(kind, flatten, unflatten)
+
+
+_as_tree(config.Estimator, "discount", "gae_lambda")
+_as_tree(config.Critic, "step_size")
+_as_tree(config.Run, "estimator", "critic")
 
 _DRIFT_ROWS = 256  # on which the normaliser's movement is measured
 
@@ -83,7 +110,7 @@ def split_keys(key: PRNGKeyArray, count: int) -> tuple[PRNGKeyArray, ...]:
     return tuple(jax.random.split(key, count))
 
 
-@partial(jax.jit, static_argnames="settings")
+@jax.jit
 def estimate_stage(
     policy: NeuralPolicy,
     critic: Critic,
@@ -127,16 +154,16 @@ def estimate_stage(
     )
 
 
-@partial(jax.jit, static_argnames="discount")
+@jax.jit
 def frozen_error(
-    critic: Critic, trajectory: Trajectory, weight: Float[Array, " B"], discount: float
+    critic: Critic, trajectory: Trajectory, weight: Float[Array, " B"], discount: Float[Array, ""] | float
 ) -> tuple[Array, Array]:
     """`Sums` of a critic's temporal differences."""
     error = temporal_difference(trajectory, critic(trajectory.observation), discount)
     return over_environments(error, weight.reshape(error.shape), trajectory.terminated, discount)
 
 
-@partial(jax.jit, static_argnames=("held", "discount"))
+@partial(jax.jit, static_argnames="held")
 def update_stage(
     rule: Rule,
     policy: NeuralPolicy,
@@ -145,7 +172,7 @@ def update_stage(
     batch: Batch,
     key: PRNGKeyArray,
     *,
-    discount: float,
+    discount: Float[Array, ""] | float,
     held: int = 0,
     idle: Any = False,
 ) -> Updated:
@@ -175,9 +202,13 @@ def update_stage(
     return Updated(observed, memory, report, held_out, weighted_sum(part.weight, drift), smallest)
 
 
-@partial(jax.jit, static_argnames="discount")
+@jax.jit
 def movement_stage(
-    policy: NeuralPolicy, trajectory: Trajectory, batch: Batch, estimates: Estimates, discount: float
+    policy: NeuralPolicy,
+    trajectory: Trajectory,
+    batch: Batch,
+    estimates: Estimates,
+    discount: Float[Array, ""] | float,
 ) -> Moved:
     """How the policy moved under discounted weights. Its normaliser's own movement is part of it."""
     time = jnp.asarray(trajectory.time).reshape(-1)
@@ -194,7 +225,7 @@ def movement_stage(
     )
 
 
-@partial(jax.jit, static_argnames="settings")
+@jax.jit
 def critic_stage(
     critic: CriticState,
     settings: config.Critic,

@@ -36,6 +36,25 @@ class Standing(NamedTuple):
     seconds: float = 0.0
 
 
+def further(
+    standing: Standing, made: Sequence[Iteration], learner: Learner, state: Any, begun: float, spent: float
+) -> tuple[Standing, list[Iteration]]:
+    """Where the run stands after these iterations, and they with their place in the run in their rows.
+
+    They were begun at second `begun` of the training and took `spent` seconds together. The learner and the source's
+    state are those after the last of them.
+    """
+    numbered: list[Iteration] = []
+    standing = standing._replace(learner=learner, state=state)
+    for index, done in enumerate(made, start=1):
+        updates, steps = standing.updates + 1, standing.steps + done.row["experience"]
+        seconds = begun + spent * index / len(made)
+        done = done._replace(row={"update": updates, "steps": steps, "seconds": seconds, **done.row})
+        standing = Standing(learner, state, done, steps, updates, seconds)
+        numbered.append(done)
+    return standing, numbered
+
+
 def save(run: Path, identity: str, source: Source, standing: Standing, sound: Sequence[int] = ()) -> list[int]:
     """Write a checkpoint, as `checkpoint.write` does. Raises RunError where the disk refuses it."""
     arrays, facts = source.pack(standing.state)

@@ -1,0 +1,288 @@
+"""Many runs in one program: seeds, and settings that are numbers, side by side as the lanes of a vmap.
+
+A lane's arithmetic is that of the same run alone; sums over a batch may be taken in another order, so their last bits
+may differ. A lane in which an environment fails is stopped and told of, and the others go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from surefoot import config
+from surefoot.arrays import bits, from_bits
+from surefoot.compilation import keep_compiled_programs
+from surefoot.compiled import Chunk, fetched, how_many, iterations, make_chunk, numbers_of
+from surefoot.errors import EnvironmentFault, SettingError, SurefootError
+from surefoot.files import held
+from surefoot.iteration import begin
+from surefoot.ledger import Ledger
+from surefoot.progress import Together
+from surefoot.recipe import read_recipe
+from surefoot.record import new_run_folder
+from surefoot.resuming import Begun, newest, refuse_links
+from surefoot.rules import Rule
+from surefoot.sources import make_source
+from surefoot.sources.environments import environment_name
+from surefoot.sources.functional import FunctionalEnvironment, FunctionalSource
+from surefoot.standing import Standing, further
+from surefoot.training import Run, conclude, warn
+
+
+class Plan(NamedTuple):
+    """One of many runs: its folder (begun anew, or gone on with where it holds a run), its rule and its settings."""
+
+    folder: Path
+    rule: Rule
+    run: config.Run
+
+
+class Outcome(NamedTuple):
+    """What became of a plan: the finished run, or one line that says why there is none."""
+
+    run: Run | None
+    error: str | None
+
+
+def together(rule: Rule, run: config.Run) -> Any:
+    """What two plans must have in common to be lanes of one program; None where a run has to be made alone."""
+    if run.certification.guard:
+        return None  # the guard decides between two updates, on the host
+    numbers = numbers_of(rule, run, np.float32)
+    return jax.tree.structure(numbers), run.steps
+
+
+def train_together(
+    environment: str | Callable[[], Any],
+    plans: Sequence[Plan],
+    *,
+    lanes: int | None = None,
+    progress: bool = True,
+    stop: Callable[[], bool] | None = None,
+    told: Callable[[str], None] | None = None,
+) -> list[Outcome]:
+    """Train every plan, as many of them at once as fit; an outcome for each, in order.
+
+    Arguments:
+        environment: one written in JAX.
+        plans: with one value of `together` for all of them.
+        lanes: the most of them in one program; by default as many as fit half of the memory that is free.
+        progress, stop, told: as for `training.train`; `stop` is asked about once a second.
+
+    To go on with some of them, all that were lanes of one program must be named again, the finished ones too.
+
+    Raises SettingError where they cannot be lanes of one program, and RunError where the disk refuses.
+    """
+    if len({together(plan.rule, plan.run) for plan in plans} | {None}) > 2:
+        raise SettingError("plans must differ only in seeds and in numbers; make the others by themselves")
+    keep_compiled_programs()
+    source = make_source(environment, plans[0].run.collection)
+    if not isinstance(source, FunctionalSource):
+        raise SettingError(f"environment must be one written in JAX, but {source.name} came; train its runs one by one")
+    name = environment_name(environment)
+    outcomes: list[Outcome] = []
+    with Together(f"{name} · {len(plans)} runs", plans[0].run.steps, len(plans), shown=progress) as view:
+        for part in _groups(source, plans, lanes):
+            if stop is not None and outcomes and stop():
+                outcomes += [_UNBEGUN] * len(part)
+            else:
+                outcomes += _group(environment, name, source, part, view, stop, told or warn)
+    return outcomes
+
+
+_UNBEGUN = Outcome(None, "not begun: the runs were stopped")
+
+
+def _groups(source: FunctionalSource, plans: Sequence[Plan], lanes: int | None) -> list[Sequence[Plan]]:
+    """The plans in groups of nearly one size, each of which fits."""
+    size = min(len(plans), lanes or len(plans))
+    room = _room()
+    while lanes is None and size > 1 and room is not None and _program(source, plans[:size]).size > room:
+        size = -(-size // 2)
+    count = -(-len(plans) // size)
+    bounds = [len(plans) * index // count for index in range(count + 1)]
+    return [plans[first:last] for first, last in pairwise(bounds)]
+
+
+def _room() -> int | None:
+    """Bytes that a program may take: half of what the device has; None where nobody says."""
+    told = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in told:
+        return told["bytes_limit"] // 2
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+class _Program(NamedTuple):
+    """A compiled chunk of so many lanes, and how many bytes it takes while it runs."""
+
+    run: Callable[..., Chunk]
+    size: int
+
+
+def _program(source: FunctionalSource, plans: Sequence[Plan]) -> _Program:
+    fresh = _begin(source, plans[0])
+    one = numbers_of(plans[0].rule, plans[0].run, np.float32), *fresh
+    leaves, structure = jax.tree.flatten(one)
+    shapes = tuple(jax.ShapeDtypeStruct((len(plans), *leaf.shape), leaf.dtype) for leaf in leaves)
+    return _compiled(source.environment, source.envs, source.horizon, structure, shapes)
+
+
+@lru_cache(maxsize=8)
+def _compiled(environment: FunctionalEnvironment, envs: int, horizon: int, structure: Any, shapes: Any) -> _Program:
+    source = FunctionalSource(environment, name="", envs=envs, horizon=horizon)
+    every = jax.vmap(make_chunk(source), in_axes=(0, 0, 0, None, 0))
+    numbers, learner, state = jax.tree.unflatten(structure, shapes)
+    limit, wanted = jax.ShapeDtypeStruct((), np.int32), jax.ShapeDtypeStruct(shapes[0].shape[:1], np.int32)
+    # One set of lanes is written in place of the other, so nothing is there twice.
+    program = jax.jit(every, donate_argnums=(1, 2)).lower(numbers, learner, state, limit, wanted).compile()
+    told = program.memory_analysis()
+    size = 0 if told is None else told.temp_size_in_bytes + told.argument_size_in_bytes + told.output_size_in_bytes
+    return _Program(program, size)
+
+
+def _begin(source: FunctionalSource, plan: Plan) -> tuple[Any, Any]:
+    return begin(source, plan.rule, plan.run)
+
+
+class _Lane:
+    """One run of a group: its plan, its records, and what went wrong with it."""
+
+    def __init__(self, plan: Plan, ledger: Ledger):
+        self.plan = plan
+        self.ledger = ledger
+        self.error: SurefootError | None = None
+
+    @property
+    def left(self) -> int:
+        """Environment steps that are still to be taken."""
+        return 0 if self.error else max(self.plan.run.steps - self.ledger.standing.steps, 0)
+
+
+def _group(
+    environment: str | Callable[[], Any],
+    name: str,
+    source: FunctionalSource,
+    plans: Sequence[Plan],
+    view: Together,
+    stop: Callable[[], bool] | None,
+    told: Callable[[str], None],
+) -> list[Outcome]:
+    """Train these plans as the lanes of one program."""
+    with contextlib.ExitStack() as stack:
+        group = [_opened(name, source, plan, view, told, stack) for plan in plans]
+        stopped = _learn(source, group, stop)
+        return [_concluded(lane, environment, told, stopped=stopped) for lane in group]
+
+
+def _concluded(
+    lane: _Lane, environment: str | Callable[[], Any], told: Callable[[str], None], *, stopped: bool
+) -> Outcome:
+    """The lane's last row and policy, and where it is finished its evaluation."""
+    folder, standing = lane.ledger.begun.folder, lane.ledger.standing
+    lane.ledger.end()
+    if lane.error is not None:
+        lane.ledger.rescue(lane.error)
+        return Outcome(None, str(lane.error))
+    trained = lane.ledger.save_policy()
+    if stopped and lane.left:
+        return Outcome(None, f"stopped after update {standing.updates}; go on with: surefoot resume {folder}")
+    return Outcome(conclude(folder, standing, trained, environment, lane.plan.run, told, pictures=False), None)
+
+
+def _opened(
+    name: str,
+    source: FunctionalSource,
+    plan: Plan,
+    view: Together,
+    told: Callable[[str], None],
+    stack: contextlib.ExitStack,
+) -> _Lane:
+    """The run where it stands, with its records open until `stack` ends."""
+    going_on = (plan.folder / "config.json").exists()
+    folder = plan.folder if going_on else new_run_folder(plan.folder, "")
+    stack.enter_context(held(folder))
+    fresh = Standing(*_begin(source, plan))
+    begun = Begun(folder, uuid.uuid4().hex, name, fresh, [])
+    if going_on:
+        refuse_links(folder)
+        begun = newest(begun._replace(identity=read_recipe(folder / "config.json").identity), source, told)
+    ledger = Ledger(begun, source, plan.rule, plan.run, told=told, shown=partial(view.show, folder.name))
+    stack.callback(ledger.close)
+    return _Lane(plan, ledger)
+
+
+def _learn(source: FunctionalSource, group: Sequence[_Lane], stop: Callable[[], bool] | None) -> bool:
+    """Learn until every lane's last step, or until `stop` says so: whether it did. Each ledger then holds all."""
+    program = _program(source, [lane.plan for lane in group]).run
+    fresh = [(lane.ledger.standing.learner, lane.ledger.standing.state) for lane in group]
+    learner, state = _stacked(fresh)
+    numbers = _stacked([numbers_of(lane.plan.rule, lane.plan.run, np.float32) for lane in group])
+    started = [time.perf_counter() - lane.ledger.standing.seconds for lane in group]
+    saved = time.monotonic()
+    pace: float | None = None
+    stopped = False
+    try:
+        while any(lane.left for lane in group) and not stopped:
+            begun = time.perf_counter()
+            each_takes = source.envs * source.horizon
+            wanted = np.array([how_many(lane.left, each_takes, pace) if lane.left else 0 for lane in group], np.int32)
+            made = fetched(program(numbers, learner, state, wanted.max(), wanted))
+            learner, state = made.learner, made.state
+            spent = time.perf_counter() - begun
+            pace = wanted.max() / spent
+            for index in np.flatnonzero(wanted).tolist():
+                _enter(source, group[index], made, index, begun - started[index], spent)
+            stopped = stop is not None and stop()
+            if time.monotonic() - saved >= group[0].plan.run.checkpoint_seconds:
+                _place(group, fresh, learner, state)
+                for lane in group:
+                    if lane.left:
+                        lane.ledger.checkpoint(now=True)
+                saved = time.monotonic()
+        _place(group, fresh, learner, state)
+        for lane in group:
+            if lane.error is None:
+                lane.ledger.checkpoint(now=True)
+    except BaseException as error:
+        with contextlib.suppress(RuntimeError):  # JAX's word for what a program that failed has kept
+            _place(group, fresh, learner, state)
+        for lane in group:
+            lane.ledger.rescue(lane.error or error)
+        raise
+    return stopped
+
+
+def _enter(source: FunctionalSource, lane: _Lane, made: Chunk, index: int, begun: float, spent: float) -> None:
+    """Take the lane's part of a chunk into its records."""
+    each, standing = iterations(made, lane.plan.rule, lane.plan.run, index), lane.ledger.standing
+    lane.ledger.enter(*further(standing, each, standing.learner, standing.state, begun, spent))
+    try:
+        source.check(jax.tree.map(lambda leaf: leaf[index], made.fault), int(made.state.steps[index]))
+    except EnvironmentFault as error:
+        lane.error = error
+
+
+def _place(group: Sequence[_Lane], fresh: Sequence[Any], learner: Any, state: Any) -> None:
+    """Fetch what every lane has learned from the device into its ledger."""
+    every = jax.tree.map(bits, (learner, state))
+    for index, (lane, likes) in enumerate(zip(group, fresh, strict=True)):
+        mine = jax.tree.map(lambda like, leaf, i=index: from_bits(leaf[i], like), likes, every)
+        lane.ledger.enter(lane.ledger.standing._replace(learner=mine[0], state=mine[1]), [])
+
+
+def _stacked(trees: Sequence[Any]) -> Any:
+    """The trees as one, whose leaves lead with the lane. Stacked by NumPy, which compiles nothing."""
+    return jax.tree.map(lambda *leaves: from_bits(np.stack([bits(leaf) for leaf in leaves]), leaves[0]), *trees)
