@@ -12,11 +12,11 @@ from gymnasium import spaces
 from surefoot.sources.functional import FunctionalEnvironment, Transition
 
 
-def walk(limit: int = 20, edge: float = 2.5, spoiled: int | None = None) -> FunctionalEnvironment:
+def walk(limit: int = 20, edge: float = 2.5, spoiled: int | None = None, chance: float = 0.0) -> FunctionalEnvironment:
     """A walk on a line: a step to the left, none or one to the right, with noise; it pays to be near 1.
 
-    It ends beyond `edge` and is cut after `limit` steps. It shows the place, the time as a share of the limit, and how
-    many steps all its episodes had; a reward is NaN at that count `spoiled`.
+    It ends beyond `edge` and is cut after `limit` steps. It shows the place, the time as a share of the limit, and
+    their product. A reward is NaN at step `spoiled` of an episode that has come far, and otherwise by `chance`.
     """
 
     def show(state: Any) -> Any:
@@ -30,6 +30,8 @@ def walk(limit: int = 20, edge: float = 2.5, spoiled: int | None = None) -> Func
         x = state["x"] + 0.3 * (action - 1) + 0.05 * jax.random.normal(key)
         after = {"x": x, "time": state["time"] + 1}
         reward = 1 - jnp.abs(x - 1)
+        if chance:
+            reward = jnp.where(jax.random.uniform(jax.random.fold_in(key, 1)) < chance, jnp.nan, reward)
         if spoiled is not None:
             reward = jnp.where((after["time"] == spoiled) & (x > 0.5), jnp.nan, reward)
         return Transition(after, show(after), reward, jnp.abs(x) > edge, after["time"] >= limit)

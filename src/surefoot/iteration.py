@@ -92,14 +92,14 @@ class Iteration(NamedTuple):
     judgement: dict[str, Any]
 
 
-def begin(source: Source, rule: Rule, run: config.Run) -> tuple[Learner, Any]:
-    """A fresh learner and the source's first state, from the run's seed alone."""
+def begin(source: Source, rule: Rule, run: config.Run, dtype: np.dtype | type = np.float32) -> tuple[Learner, Any]:
+    """A fresh learner of this floating-point type and the source's first state, from the run's seed alone."""
     policy_key, critic_key, source_key, key = split_keys(jax.random.key(run.seed), 4)
-    policy = make_policy(source.observation_space, source.action_space, run.network, policy_key)
+    policy = make_policy(source.observation_space, source.action_space, run.network, policy_key, dtype)
     memory = rule.init(policy)
-    critic = make_critic(source.observation_space, run.critic, critic_key, normalise=run.network.normalise)
-    nothing = jax.device_put(np.zeros(source.envs, np.float32))
-    one = jax.device_put(np.ones((), np.float32))
+    critic = make_critic(source.observation_space, run.critic, critic_key, normalise=run.network.normalise, dtype=dtype)
+    nothing = jax.device_put(np.zeros(source.envs, dtype))
+    one = jax.device_put(np.ones((), dtype))
     previous = Previous(policy, memory, critic.critic, nothing, nothing)
     return Learner(policy, memory, critic, nothing, previous, one, key), source.reset(source_key)
 

@@ -1,0 +1,159 @@
+"""Many runs in one program: each lane is the run that it would be alone, and one that fails harms no other."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import functional_probes
+import surefoot as sf
+from surefoot import config, history, lanes
+from surefoot.compiled import fetched, iterations, make_chunk, numbers_of
+from surefoot.errors import SettingError
+from surefoot.iteration import begin, settled
+from surefoot.lanes import Plan, together, train_together
+from surefoot.rules import RULES
+from surefoot.sources import make_source
+from surefoot.training import train
+
+TINY = {"envs": 8, "horizon": 16, "hidden": (8,), "critic_hidden": (8,), "critic_epochs": 1, "evaluation_episodes": 3}
+TIMES = {"seconds", "collect_seconds", "update_seconds", "certify_seconds", "critic_seconds"}
+WALK = functional_probes.walk()
+UNLUCKY = functional_probes.walk(chance=1 / 8000)
+RADII = (0.003, 0.01, 0.03)
+
+
+def rows_of(run):
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in history.read(run).rows]
+
+
+def different(name, index):
+    """The rule and the settings of lane `index`: its seed and every number that lanes may differ in."""
+    length = {"ppo": {"step_size": 1e-3 * (index + 1)}, "kl-penalty": {"multiplier": 1.0 + index}}
+    rule = RULES[name](**length.get(name, {"radius": RADII[index]}))
+    numbers = {
+        "discount": 0.99 - 0.02 * index,
+        "gae_lambda": 0.95 - 0.1 * index,
+        "critic_step_size": 1e-3 * (1 + index),
+    }
+    return rule, config.make_run(seed=5 + index, **numbers, **TINY)
+
+
+def lanes_and_runs_alone(name, environment, updates):
+    """The chunk of three lanes in float64, and each of them alone."""
+    source = make_source(environment, config.make_run(**TINY).collection)
+    plans = [different(name, index) for index in range(3)]
+    begun = [begin(source, rule, run, np.float64) for rule, run in plans]
+    numbers = [numbers_of(rule, run, np.float64) for rule, run in plans]
+    one = jax.jit(make_chunk(source))
+    alone = [fetched(one(each, *start, updates, updates)) for each, start in zip(numbers, begun, strict=True)]
+    wanted = np.full(3, updates, np.int32)
+    every = jax.jit(jax.vmap(make_chunk(source), in_axes=(0, 0, 0, None, 0)))
+    return plans, alone, fetched(every(lanes._stacked(numbers), *lanes._stacked(begun), updates, wanted))
+
+
+def close(one, other):
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(close(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(close, one, other))
+    if isinstance(one, float) and isinstance(other, float):
+        return bool(np.isclose(one, other, rtol=1e-6, atol=1e-9, equal_nan=True))
+    return one == other
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "trpo" else pytest.param(name, marks=pytest.mark.long) for name in RULES if name != "pi"]
+)
+def test_each_lane_is_the_run_alone_in_float64(name, x64):
+    plans, alone, side_by_side = lanes_and_runs_alone(name, WALK, 20)
+    for index, ((rule, run), mine) in enumerate(zip(plans, alone, strict=True)):
+        assert int(mine.count) == int(side_by_side.count[index]) == 20
+        for a, b in zip(
+            jax.tree.leaves(mine.learner.policy), jax.tree.leaves(side_by_side.learner.policy), strict=True
+        ):
+            np.testing.assert_allclose(a, b[index], rtol=1e-6, atol=1e-9)
+        both = zip(iterations(mine, rule, run), iterations(side_by_side, rule, run, index), strict=True)
+        for update, (one, other) in enumerate(both):
+            one, other = (settled(made.row) | made.judgement for made in (one, other))
+            assert {key for key in one if not close(one[key], other[key])} == set(), update
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """Three runs with other seeds and radii, made together."""
+    folder = tmp_path_factory.mktemp("lanes")
+    plans = [
+        Plan(folder / f"s{seed}", sf.TRPO(radius=radius), config.make_run(seed=seed, steps=1500, **TINY))
+        for seed, radius in enumerate(RADII)
+    ]
+    return plans, train_together(UNLUCKY, plans, progress=False)
+
+
+def test_a_lane_that_goes_wrong_is_told_of_and_the_others_go_on(three):
+    plans, outcomes = three
+    failed = [outcome.error is not None for outcome in outcomes]
+    assert 0 < sum(failed) < 3
+    for plan, outcome in zip(plans, outcomes, strict=True):
+        rows = rows_of(plan.folder)
+        assert [row["update"] for row in rows] == list(range(1, len(rows) + 1))
+        if outcome.error:
+            assert "walk" in outcome.error or "step" in outcome.error
+            assert outcome.run is None
+            assert rows[-1]["steps"] < 1500
+        else:
+            assert outcome.run.path == plan.folder
+            assert outcome.run.steps == rows[-1]["steps"] >= 1500 > rows[-2]["steps"]
+            assert json.loads((plan.folder / "evaluation.json").read_text())["return"]["episodes"] == 3
+            assert all(np.isfinite(row["kl"]) for row in rows)
+        sf.load(plan.folder).act(np.zeros(3, np.float32))
+
+
+def test_a_lanes_first_update_in_float32_is_that_of_the_run_alone(three, tmp_path):
+    plans, _ = three
+    for plan in plans[:1]:
+        settings = TINY | {"steps": 100, "seed": plan.run.seed}
+        train(UNLUCKY, plan.rule, out=tmp_path / "alone", progress=False, **settings)
+        one, other = rows_of(tmp_path / "alone")[0], rows_of(plan.folder)[0]
+        assert one["experience"] == other["experience"]
+        for key in ("kl", "predicted_kl", "surrogate_gain", "entropy", "step_length", "reward_mean", "radius"):
+            np.testing.assert_allclose(one[key], other[key], rtol=1e-2, err_msg=key)
+
+
+def test_lanes_that_were_stopped_go_on_to_the_same_bits(three, tmp_path):
+    plans, outcomes = three
+    parts = [plan._replace(folder=tmp_path / plan.folder.name) for plan in plans]
+    told = []
+    first = train_together(UNLUCKY, parts, progress=False, stop=lambda: True, told=told.append)
+    assert all(outcome.run is None for outcome in first)
+    assert any("go on with" in outcome.error for outcome in first)
+    again = train_together(UNLUCKY, parts, progress=False, told=told.append)
+    for plan, part, outcome, second in zip(plans, parts, outcomes, again, strict=True):
+        assert (outcome.run is None) == (second.run is None)
+        assert rows_of(plan.folder) == rows_of(part.folder)
+        policies = [(folder / "policy" / "policy.safetensors").read_bytes() for folder in (plan.folder, part.folder)]
+        assert policies[0] == policies[1]
+
+
+def test_what_cannot_be_lanes_of_one_program_is_refused(tmp_path):
+    run = config.make_run(**TINY)
+    plans = [Plan(tmp_path / "a", sf.TRPO(), run), Plan(tmp_path / "b", sf.TRPO(iterations=3), run)]
+    with pytest.raises(SettingError, match="differ only in seeds and in numbers"):
+        train_together(WALK, plans)
+    with pytest.raises(SettingError, match="written in JAX"):
+        train_together("CartPole-v1", plans[:1])
+    assert together(sf.TRPO(), config.make_run(guard=True)) is None
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("lanes_at_most", "expected"), [(None, [7]), (7, [7]), (3, [2, 2, 3]), (1, [1] * 7)])
+def test_groups_are_of_nearly_one_size(lanes_at_most, expected, monkeypatch):
+    monkeypatch.setattr(lanes, "_room", lambda: None)
+    assert [len(part) for part in lanes._groups(None, list(range(7)), lanes_at_most)] == expected
+
+
+def test_groups_fit_into_memory(monkeypatch):
+    monkeypatch.setattr(lanes, "_room", lambda: 1000)
+    monkeypatch.setattr(lanes, "_program", lambda source, plans: lanes._Program(None, 300 * len(plans)))
+    assert [len(part) for part in lanes._groups(None, list(range(8)), None)] == [2, 2, 2, 2]
