@@ -7,7 +7,8 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from surefoot.distributions import Distribution
 
@@ -132,3 +133,20 @@ def standardised(batch: Batch) -> tuple[Batch, Float[Array, ""]]:
     scale = jnp.where(constant, 1, std)
     result = jnp.where(constant, 0, centred / scale)
     return eqx.tree_at(lambda b: b.advantage, batch, result), scale
+
+
+_MOST_SHUFFLED = 2**20  # leaves at least 12 random bits above the index
+
+
+def shuffled(key: PRNGKeyArray, count: int) -> Int[Array, " count"]:
+    """The indices 0 … count - 1 in random order, for minibatches.
+
+    Random numbers are sorted with the index in their lowest bits: one sort of one array, an eighth of the time of
+    `jax.random.permutation`. Two indices whose random bits are the same stay in order, a pair in 2^(32 - log2 count);
+    which minibatch an index falls into depends on its highest bits, so for minibatches that is nothing.
+    """
+    if count > _MOST_SHUFFLED:
+        return jax.random.permutation(key, count)
+    mask = np.uint32((1 << max(count - 1, 1).bit_length()) - 1)
+    tagged = (jax.random.bits(key, (count,), "uint32") & ~mask) | jnp.arange(count, dtype="uint32")
+    return (jnp.sort(tagged) & mask).astype(jnp.int32)

@@ -87,13 +87,13 @@ def make_chunk(source: FunctionalSource) -> Callable[..., Chunk]:
             return learned, after, (told, critic, first_fault(trajectory))
 
         told, critic, fault = jax.eval_shape(advance, learner, state)[2]
-        rows = jax.tree.map(lambda leaf: jnp.zeros((CAPACITY, *leaf.shape), leaf.dtype), (told, critic))
+        rows = jax.tree.map(lambda leaf: jnp.zeros((CAPACITY, *leaf.shape), leaf.dtype), _packed((told, critic)))
         none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), fault)
 
         def body(index: Any, carry: Any) -> Any:
             done, learner, state, rows, fault = carry
             learned, after, (told, critic, found) = advance(learner, state)
-            rows = jax.tree.map(lambda every, one: every.at[index].set(one), rows, (told, critic))
+            rows = jax.tree.map(lambda every, one: every.at[index].set(one), rows, _packed((told, critic)))
             going = (index < wanted) & ~fault.found
             # An iteration that an environment spoiled did not happen, nor did any after it.
             sound = going & ~found.found
@@ -104,10 +104,39 @@ def make_chunk(source: FunctionalSource) -> Callable[..., Chunk]:
             return done + sound, learner, state, rows, fault
 
         begun = jnp.zeros((), jnp.int32), learner, state, rows, none
-        done, learner, state, (told, critic), fault = jax.lax.fori_loop(0, limit, body, begun)
+        done, learner, state, rows, fault = jax.lax.fori_loop(0, limit, body, begun)
+        told, critic = _unpacked(rows, (told, critic))
         return Chunk(learner, state, done, told, critic, fault)
 
     return chunk
+
+
+_SMALL = 64  # numbers of a leaf
+
+
+def _packed(tree: Any) -> Any:
+    """The tree's leaves with the small ones as a single row: to write sixty numbers one by one takes a compiler
+    longer than to compute them. Whole numbers and truths stay exact where they are below 2^24."""
+    leaves = jax.tree.leaves(tree)
+    small = [jnp.ravel(leaf) for leaf in leaves if leaf.size <= _SMALL]
+    dtype = jnp.result_type(*(leaf.dtype for leaf in small if jnp.issubdtype(leaf.dtype, jnp.floating)))
+    row = jnp.concatenate([leaf.astype(dtype) for leaf in small])
+    return row, [leaf for leaf in leaves if leaf.size > _SMALL]
+
+
+def _unpacked(rows: Any, like: Any) -> Any:
+    """What `_packed` has packed, for every row of `rows`; `like` has the shapes and types of one."""
+    row, large = rows
+    leaves, structure = jax.tree.flatten(like)
+    found, rest, place = [], iter(large), 0
+    for leaf in leaves:
+        if leaf.size > _SMALL:
+            found.append(next(rest))
+            continue
+        part = row[:, place : place + leaf.size].reshape(len(row), *leaf.shape)
+        found.append(part.astype(leaf.dtype))
+        place += leaf.size
+    return jax.tree.unflatten(structure, found)
 
 
 @jax.jit

@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from surefoot import config
+from surefoot.batch import shuffled
 from surefoot.networks import Normaliser, Perceptron
 from surefoot.spaces import Encoder, make_encoder
 
@@ -162,7 +163,7 @@ def fit(
 
     def epoch(carry, key):
         # The few rows that do not fill a minibatch sit out this pass and another is drawn for the next.
-        order = jax.random.permutation(key, rows)[: count * size].reshape(count, size)
+        order = shuffled(key, rows)[: count * size].reshape(count, size)
         return jax.lax.scan(step, carry, order)
 
     keys = jax.random.split(key, settings.epochs)

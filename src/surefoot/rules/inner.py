@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from surefoot.batch import Batch, rows, weighted_sum
+from surefoot.batch import Batch, rows, shuffled, weighted_sum
 from surefoot.errors import SettingError
 from surefoot.geometry import fisher_quadratic, ratio_mass, surrogate_gradient, tabular_advantage
 from surefoot.policy import Policy, TabularPolicy, flatten
@@ -82,7 +82,7 @@ def ascend(
         return more if rule.stop is None else more & ~(ascent.kl > rule.stop)
 
     def one_pass(ascent: Ascent) -> Ascent:
-        order = jax.random.permutation(jax.random.fold_in(key, ascent.passes), batch.size)
+        order = shuffled(jax.random.fold_in(key, ascent.passes), batch.size)
         order = order[: count * size].reshape(count, size)
         (theta, moments), _ = jax.lax.scan(step, (ascent.theta, ascent.moments), order)
         kl = ascent.kl if rule.stop is None else mean_kl(rebuild(theta), batch, "kl")

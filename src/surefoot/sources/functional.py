@@ -119,13 +119,14 @@ class FunctionalSource(Source):
         return Trajectory(observation=observation, mask=None, **rows), after
 
     def _step(self, policy: NeuralPolicy, state: FunctionalState, key: PRNGKeyArray) -> Any:
-        act_key, step_key, reset_key = jax.random.split(key, 3)
+        # One call of the generator for all: each is a hundred instructions to compile.
+        keys = jax.random.split(key, 2 * self.envs + 1)
+        step_keys, reset_keys, act_key = keys[: self.envs], keys[self.envs : -1], keys[-1]
         distribution = policy(state.observation)
         action = distribution.sample(act_key)
         given = policy.action_map(action)
         if np.issubdtype(self.action_space.dtype, np.floating):
             given = given.astype(jnp.result_type(float))
-        step_keys, reset_keys = jax.random.split(step_key, self.envs), jax.random.split(reset_key, self.envs)
         stepped = jax.vmap(self.environment.step)(step_keys, state.inner, given)
         begun, first = jax.vmap(self.environment.reset)(reset_keys)
 
