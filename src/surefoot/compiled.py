@@ -7,17 +7,19 @@ each iteration is fetched at its end.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from surefoot import config
-from surefoot.critic import CriticReport
-from surefoot.iteration import Iteration, Learner, Told, learn, told_of
+from surefoot.iteration import Iteration, Learner, learn, told_of
 from surefoot.rules import Rule
 from surefoot.sources.functional import Fault, FunctionalEnvironment, FunctionalSource, FunctionalState, first_fault
 
@@ -25,22 +27,62 @@ CAPACITY = 64
 _SECONDS = 1.0  # of a chunk: as long as a panel may stand still and Ctrl-C be waited for
 
 
+class Packed(eqx.Module):
+    """A tree in few arrays: its small leaves are one row, as a compiler takes longer over sixty numbers that are
+    written one by one than over what computes them. Whole numbers and truths are exact below 2^24.
+
+    Attributes:
+        row: every number of the small leaves, [..., K].
+        large: the other leaves.
+        structure, leaves: of the tree, and each leaf's shape and type.
+    """
+
+    row: Array
+    large: list[Array]
+    structure: Any = eqx.field(static=True)
+    leaves: tuple[tuple[tuple[int, ...], np.dtype], ...] = eqx.field(static=True)
+
+    def unpacked(self) -> Any:
+        """The tree, whose leaves lead with the axes that `row` leads with."""
+        found, rest, place = [], iter(self.large), 0
+        for shape, dtype in self.leaves:
+            size = math.prod(shape)
+            if size > _SMALL:
+                found.append(next(rest))
+                continue
+            part = self.row[..., place : place + size]
+            found.append(part.reshape(*part.shape[:-1], *shape).astype(dtype))
+            place += size
+        return jax.tree.unflatten(self.structure, found)
+
+
+_SMALL = 64  # numbers of a leaf
+
+
+def packed(tree: Any) -> Packed:
+    """The tree in few arrays; at least one of its small leaves is floating-point."""
+    leaves, structure = jax.tree.flatten(tree)
+    small = [jnp.ravel(leaf) for leaf in leaves if leaf.size <= _SMALL]
+    dtype = jnp.result_type(*(leaf.dtype for leaf in small if jnp.issubdtype(leaf.dtype, jnp.floating)))
+    row = jnp.concatenate([leaf.astype(dtype) for leaf in small])
+    shapes = tuple((leaf.shape, np.dtype(leaf.dtype)) for leaf in leaves)
+    return Packed(row, [leaf for leaf in leaves if leaf.size > _SMALL], structure, shapes)
+
+
 class Chunk(NamedTuple):
-    """What a program of several iterations gives; the arrays of `told` and `critic` lead with the iteration.
+    """What a program of several iterations gives; the arrays of `told` lead with the iteration.
 
     Attributes:
         learner, state: after the last.
         count: how many iterations were made: those wanted, or those before an environment failed.
-        told: for their accounts.
-        critic: the fits' reports.
+        told: `Told` and the critic's report of each, packed.
         fault: of the environment that failed.
     """
 
     learner: Learner
     state: FunctionalState
     count: Any
-    told: Told
-    critic: CriticReport
+    told: Packed
     fault: Fault
 
 
@@ -84,59 +126,29 @@ def make_chunk(source: FunctionalSource) -> Callable[..., Chunk]:
             key, collect_key, update_key, critic_key = jax.random.split(learner.key, 4)
             trajectory, after = source.roll_out(learner.policy, state, collect_key)
             learned, told, critic = learn(*numbers, learner, trajectory, (key, update_key, critic_key))
-            return learned, after, (told, critic, first_fault(trajectory))
+            return learned, after, (packed((told, critic)), first_fault(trajectory))
 
-        told, critic, fault = jax.eval_shape(advance, learner, state)[2]
-        rows = jax.tree.map(lambda leaf: jnp.zeros((CAPACITY, *leaf.shape), leaf.dtype), _packed((told, critic)))
+        one, fault = jax.eval_shape(advance, learner, state)[2]
+        rows = jax.tree.map(lambda leaf: jnp.zeros((CAPACITY, *leaf.shape), leaf.dtype), one)
         none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), fault)
 
         def body(index: Any, carry: Any) -> Any:
             done, learner, state, rows, fault = carry
-            learned, after, (told, critic, found) = advance(learner, state)
-            rows = jax.tree.map(lambda every, one: every.at[index].set(one), rows, _packed((told, critic)))
+            learned, after, (one, found) = advance(learner, state)
+            rows = jax.tree.map(lambda every, row: every.at[index].set(row), rows, one)
             going = (index < wanted) & ~fault.found
             # An iteration that an environment spoiled did not happen, nor did any after it.
             sound = going & ~found.found
-            learner, state = jax.tree.map(
-                lambda new, old: jnp.where(sound, new, old), (learned, after), (learner, state)
-            )
+            # Not chosen leaf by leaf, which would be a kernel each; lanes have to.
+            learner, state = jax.lax.cond(sound, lambda: (learned, after), lambda: (learner, state))
             fault = jax.tree.map(lambda new, old: jnp.where(going, new, old), found, fault)
             return done + sound, learner, state, rows, fault
 
         begun = jnp.zeros((), jnp.int32), learner, state, rows, none
         done, learner, state, rows, fault = jax.lax.fori_loop(0, limit, body, begun)
-        told, critic = _unpacked(rows, (told, critic))
-        return Chunk(learner, state, done, told, critic, fault)
+        return Chunk(learner, state, done, rows, fault)
 
     return chunk
-
-
-_SMALL = 64  # numbers of a leaf
-
-
-def _packed(tree: Any) -> Any:
-    """The tree's leaves with the small ones as a single row: to write sixty numbers one by one takes a compiler
-    longer than to compute them. Whole numbers and truths stay exact where they are below 2^24."""
-    leaves = jax.tree.leaves(tree)
-    small = [jnp.ravel(leaf) for leaf in leaves if leaf.size <= _SMALL]
-    dtype = jnp.result_type(*(leaf.dtype for leaf in small if jnp.issubdtype(leaf.dtype, jnp.floating)))
-    row = jnp.concatenate([leaf.astype(dtype) for leaf in small])
-    return row, [leaf for leaf in leaves if leaf.size > _SMALL]
-
-
-def _unpacked(rows: Any, like: Any) -> Any:
-    """What `_packed` has packed, for every row of `rows`; `like` has the shapes and types of one."""
-    row, large = rows
-    leaves, structure = jax.tree.flatten(like)
-    found, rest, place = [], iter(large), 0
-    for leaf in leaves:
-        if leaf.size > _SMALL:
-            found.append(next(rest))
-            continue
-        part = row[:, place : place + leaf.size].reshape(len(row), *leaf.shape)
-        found.append(part.astype(leaf.dtype))
-        place += leaf.size
-    return jax.tree.unflatten(structure, found)
 
 
 @jax.jit
@@ -147,15 +159,16 @@ def copied(tree: Any) -> Any:
 
 def fetched(chunk: Chunk) -> Chunk:
     """The chunk once it is done, with all but what the next one goes on from on the host."""
-    told, critic, count, fault = jax.device_get((chunk.told, chunk.critic, chunk.count, chunk.fault))
-    return chunk._replace(told=told, critic=critic, count=count, fault=fault)
+    told, count, fault = jax.device_get((chunk.told, chunk.count, chunk.fault))
+    return chunk._replace(told=told, count=count, fault=fault)
 
 
 def iterations(chunk: Chunk, rule: Rule, run: config.Run, lane: int | None = None) -> list[Iteration]:
     """The account of every iteration of a fetched chunk, in order; of one lane's where it has lanes."""
-    every = chunk.told, chunk.critic, chunk.count
-    told, critic, count = every if lane is None else jax.tree.map(lambda leaf: leaf[lane], every)
-    each = [jax.tree.map(lambda leaf, i=index: leaf[i], (told, critic)) for index in range(int(count))]
+    told, count = chunk.told, chunk.count
+    if lane is not None:
+        told, count = jax.tree.map(lambda leaf: leaf[lane], (told, count))
+    each = [jax.tree.map(lambda leaf, i=index: leaf[i], told).unpacked() for index in range(int(count))]
     return [told_of(told, critic, rule, run) for told, critic in each]
 
 
