@@ -16,8 +16,9 @@ from typing import Any
 import jax
 
 from surefoot import config, history
-from surefoot.errors import RunError, SettingError, Stopped, SurefootError
-from surefoot.files import held, sweep as sweep_up, write_atomically
+from surefoot.errors import RunError, SettingError, Stopped, SurefootError, shown
+from surefoot.files import held, write_atomically
+from surefoot.files import sweep as sweep_up
 from surefoot.guard import careful
 from surefoot.policy import make_policy
 from surefoot.recipe import recipe_of
@@ -93,6 +94,7 @@ def study(
     RunError where `out` holds something. A run that goes wrong afterwards is told of in its row, and stops no other.
     Raises Stopped where `stop` ended the study, and RunError where the disk refuses what the study writes itself.
     """
+    _check_lanes(lanes)
     base = make_rule(rule)
     wanted = make_sweep(base.settings(), settings, seeds, sweep)
     name = environment_name(environment)
@@ -123,6 +125,7 @@ def resume_study(
     Raises RunError where there is no study that can be gone on with, or another process is at work on it, and
     whatever `study` raises.
     """
+    _check_lanes(lanes)
     folder = Path(path)
     name, rule, wanted = _begun_with(folder)
     _refuse_links(folder)
@@ -170,9 +173,7 @@ class _Course:
                 self._announce(chosen)
             trainer = train_together if len(chosen) > 1 else train_in_turn
             plans = [self._plans[place] for place in chosen]
-            outcomes = trainer(
-                self._environment, plans, lanes=lanes, progress=progress, stop=asked, told=self._told
-            )
+            outcomes = trainer(self._environment, plans, lanes=lanes, progress=progress, stop=asked, told=self._told)
             for place, outcome in zip(chosen, outcomes, strict=True):
                 self._members[place] = _after(self._members[place], outcome, stopped=asked.said)
             self._write()
@@ -250,6 +251,11 @@ def _shape(plan: Plan) -> Hashable:
     """What a program is compiled for. A rule's choices are part of its tree's structure, its numbers are leaves."""
     same = tuple((name, value) for name, value in plain_settings(plan.run).items() if name not in _TRACED)
     return jax.tree.structure(plan.rule), same
+
+
+def _check_lanes(lanes: int | None) -> None:
+    if lanes is not None and (isinstance(lanes, bool) or not isinstance(lanes, int) or lanes < 1):
+        raise SettingError(f"lanes must be a whole number, at least 1, or None, but {shown(lanes)} came")
 
 
 def _rule_of(rule: type[Rule], settings: config.RuleSettings) -> Rule:

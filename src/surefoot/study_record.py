@@ -99,9 +99,11 @@ def rows_of(members: Iterable[Member]) -> list[Row]:
 
 
 def _row(members: Sequence[Member]) -> Row:
-    counts = [sum(member.status == status for member in members) for status in (FINISHED, FAILED, UNFINISHED)]
+    finished, failed, unfinished = (
+        sum(member.status == status for member in members) for status in (FINISHED, FAILED, UNFINISHED)
+    )
     returns = tuple(member.score for member in members if member.status == FINISHED and member.score is not None)
-    return Row(members[0].values, *counts, *score(returns))
+    return Row(members[0].values, finished, failed, unfinished, *score(returns))
 
 
 def as_told(members: Sequence[Member]) -> dict[str, Any]:
@@ -164,12 +166,12 @@ def read_study(path: str | os.PathLike) -> StudyRecord:
     try:
         runs = _typed(told, "the file", dict).get("runs")
         members = [_member(run) for run in _typed(runs, "runs", list)]
-        names = [str(told.get(key, "unknown")) for key in ("environment", "rule")]
+        environment, rule = (str(told.get(key, "unknown")) for key in ("environment", "rule"))
         if len({member.folder for member in members}) < len(members):
             raise ValueError("two runs have the same folder")
     except ValueError as error:
         raise RunError(f"{folder / FILE}: {error}") from None
-    return StudyRecord(folder, *names, members, told)
+    return StudyRecord(folder, environment, rule, members, told)
 
 
 def _member(told: Any) -> Member:

@@ -89,7 +89,9 @@ def _titles(figure: Any, curves: Any, finals: Any, record: StudyRecord, rows: Se
     kinds = sorted({row.statistic for row in rows}) or ["no run is finished"]
     with_interval = any(row.lower is not None for row in rows)
     finals.set_title(
-        f"final evaluation: {' or '.join(kinds)}" + (" with 95% interval" if with_interval else "") + "\ndots are seeds",
+        f"final evaluation: {' or '.join(kinds)}"
+        + (" with 95% interval" if with_interval else "")
+        + "\ndots are seeds",
         fontsize=9,
     )
     finals.set_xlabel("return")
