@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import surefoot as sf
@@ -24,20 +24,8 @@ from surefoot.study_record import FILE, Member, StudyRecord, read_study, rows_of
 from surefoot.sweep import MOST_RUNS, make_sweep
 from surefoot.turns import Outcome, Plan
 
-OPTIONS = [
-    "--envs",
-    "8",
-    "--horizon",
-    "16",
-    "--hidden",
-    "8",
-    "--critic-hidden",
-    "8",
-    "--critic-epochs",
-    "1",
-    "--evaluation-episodes",
-    "2",
-]
+OPTIONS = ["--envs", "8", "--horizon", "16", "--hidden", "8", "--critic-hidden", "8", "--critic-epochs", "1"]
+OPTIONS += ["--evaluation-episodes", "2"]
 SMALL = TINY | {"steps": 400, "progress": False}
 SWEEP = {"radius": [0.003, 0.01], "discount": [0.9, 0.99]}
 
@@ -180,6 +168,7 @@ def test_a_score_is_the_mean_of_the_middle_half(returns, statistic, value):
     assert (told.lower is None) == (told.upper is None) == (len(returns) < 3)
 
 
+@settings(max_examples=20)
 @given(st.lists(st.floats(-1e3, 1e3), min_size=3, max_size=12))
 def test_an_interval_holds_its_score_and_lies_within_the_seeds(returns):
     told = score(tuple(returns))
@@ -188,6 +177,7 @@ def test_an_interval_holds_its_score_and_lies_within_the_seeds(returns):
     assert told.value - rounding <= told.upper <= max(returns) + rounding
 
 
+@pytest.mark.long
 def test_an_interval_covers_the_truth_about_as_often_as_it_says(rng):
     # The percentile bootstrap of 16 normal seeds is known to fall short of 95% by a few per cent.
     found = [score(tuple(rng.normal(size=16))) for _ in range(200)]
@@ -308,24 +298,25 @@ def stops_at(call):
 
 def test_a_study_that_was_stopped_goes_on_as_if_it_had_not(whole, tmp_path):
     out = tmp_path / "parts"
-    sweep = {"radius": [0.003, 0.03]}
+    first, second = FOLDERS[0], FOLDERS[2]
+    given = {"seed": 5, "sweep": {"radius": [0.003, 0.03]}, "out": out, **SMALL}
     # A run of four updates asks five times: before it, and after each.
-    with pytest.raises(Stopped, match=f"stopped with 1 of 4 runs finished; go on with: surefoot resume {out}"):
-        sf.study("CartPole-v1", sf.TRPO(), seeds=2, seed=5, sweep=sweep, out=out, stop=stops_at(8), **SMALL)
+    with pytest.raises(Stopped, match=f"stopped with 0 of 2 runs finished; go on with: surefoot resume {out}"):
+        sf.study("CartPole-v1", sf.TRPO(), stop=stops_at(3), **given)
     told = read_study(out)
-    assert [member.status for member in told.members] == ["finished", *["unfinished"] * 3]
-    assert [member.error for member in told.members] == [None] * 4
-    assert (out / FOLDERS[1] / "checkpoints").is_dir()
-    assert not (out / FOLDERS[2]).exists()
-    before = (out / FOLDERS[0] / "report.html").stat().st_mtime_ns
-    with pytest.raises(Stopped, match="stopped with 2 of 4 runs finished"):
-        sf.resume_study(out, progress=False, stop=stops_at(4))
+    assert [(member.status, member.error) for member in told.members] == [("unfinished", None)] * 2
+    assert (out / first / "checkpoints").is_dir()
+    assert not (out / second).exists()
+    # What is left of the first run asks three times.
+    with pytest.raises(Stopped, match="stopped with 1 of 2 runs finished"):
+        sf.resume_study(out, progress=False, stop=stops_at(5))
+    before = (out / first / "report.html").stat().st_mtime_ns
     done = sf.resume_study(out, progress=False)
-    assert (out / FOLDERS[0] / "report.html").stat().st_mtime_ns == before
-    for folder in FOLDERS:
+    assert (out / first / "report.html").stat().st_mtime_ns == before
+    for folder in (first, second):
         assert rows(out / folder) == rows(whole.path / folder)
         assert policy(out / folder) == policy(whole.path / folder)
-    assert (done.runs, done.rows) == (whole.study.members, whole.study.rows)
+    assert done.runs == [member for member in whole.study.members if member.folder in (first, second)]
 
 
 def never(*_, **__):
@@ -509,7 +500,7 @@ def fake_study(folder, settings=1, seeds=1, updates=5, lost=()):
         {},
         {"seeds": 3},
         {"settings": 3, "seeds": 4, "lost": (0, 5)},
-        {"settings": MOST_SETTINGS + 3, "updates": 2},
+        {"settings": MOST_SETTINGS + 1, "updates": 2},
         {"updates": 1, "seeds": 2},
         {"seeds": 2, "lost": (0, 1)},
         {"updates": 0},
@@ -522,19 +513,11 @@ def test_any_study_can_be_drawn(study, tmp_path):
 
 
 def test_a_study_without_a_finished_run_can_be_drawn_and_told(tmp_path):
-    record = StudyRecord(tmp_path, "E", "trpo", [Member("runs/s0", {}, 0), Member("runs/s1", {}, 1, "failed", "why")])
+    lost = [Member("runs/s0", {}, 0), Member("runs/s1", {}, 1, "failed", "why")]
+    record = StudyRecord(tmp_path, "E", "trpo", lost)
     assert drawn(record, "it").startswith(b"\x89PNG")
-    assert table(record)[1].split() == [
-        "as",
-        "given",
-        "\N{EN DASH}",
-        "\N{EN DASH}",
-        "0,",
-        "1",
-        "failed,",
-        "1",
-        "unfinished",
-    ]
+    dash = "\N{EN DASH}"
+    assert table(record)[1].split() == ["as", "given", dash, dash, *["0,", "1", "failed,", "1", "unfinished"]]
 
 
 def test_a_report_shows_all_runs_of_a_small_study_and_typical_ones_of_a_large_one(tmp_path):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from surefoot import config
 from surefoot.errors import SettingError, did_you_mean, shown
-from surefoot.settings import check, field_of
+from surefoot.settings import check, field_of, types_of
 from surefoot.study_record import written
 
 MOST_RUNS = 4096
@@ -192,7 +192,7 @@ def _numeric_settings(rule_class: type[config.RuleSettings]) -> dict[str, tuple[
 
 
 def _is_number(owner: type, item: str) -> bool:
-    kind = typing.get_type_hints(owner)[item]
+    kind = types_of(owner)[item]
     kinds = set(typing.get_args(kind) or [kind]) - {type(None)}
     return kinds <= {int, float}
 
