@@ -159,6 +159,7 @@ def test_an_unknown_environment_is_refused_before_anything_is_written(tmp_path):
         ((3.0, 5.0), "mean", 4.0),
         ((0.0, 3.0, 9.0), "interquartile mean", 4.0),
         ((100.0, 2.0, 4.0, -100.0), "interquartile mean", 3.0),
+        ((9.0, 1.0, 0.0, 6.0, 2.0, 3.0, -9.0), "interquartile mean", 2.4),
         ((1000.0, 900.0, 1.0, 2.0, 3.0, 6.0, -900.0, -1000.0), "interquartile mean", 3.0),
     ],
 )
