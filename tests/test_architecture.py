@@ -16,10 +16,10 @@ from surefoot.settings import check
 ROOT = Path(surefoot.__file__).parent
 DOCS = ROOT.parents[1] / "docs"
 ORDER = [
-    ["_version", "errors", "compilation", "arrays", "divergences", "reading"],
-    ["settings", "files"],
+    ["_version", "errors", "compilation", "arrays", "divergences", "reading", "scores"],
+    ["settings", "files", "study_record"],
     ["config"],
-    ["recipe"],
+    ["recipe", "sweep"],
     ["distributions", "steps"],
     ["spaces"],
     ["networks", "observations"],
@@ -50,16 +50,20 @@ ORDER = [
     ["resuming"],
     ["ledger"],
     ["training"],
+    ["turns"],
     ["lanes"],
+    ["studies"],
     ["lecture"],
     ["cli"],
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 INDEPENDENT = {
     "history": {"errors", "reading"},
+    "scores": set(),
+    "study_record": {"errors", "reading", "scores"},
     "calibration": {"history"},
     "doctor": {"errors", "history", "calibration"},
-    "report": {"errors", "files", "reading", "history", "calibration", "doctor"},
+    "report": {"errors", "files", "reading", "history", "calibration", "doctor", "scores", "study_record"},
     "progress": set(),
     "tensorboard": {"errors"},
 }

@@ -32,7 +32,7 @@ from hypothesis import strategies as st
 import fuzzing
 import histories
 import surefoot as sf
-from surefoot import agent, checkpoint, cli, config, evaluation, improvement, lecture, standing, training
+from surefoot import agent, checkpoint, cli, config, evaluation, improvement, lecture, standing, studies, training
 from surefoot.advantage import estimate
 from surefoot.batch import Trajectory
 from surefoot.certificate import certify
@@ -581,6 +581,7 @@ def fenced(house, monkeypatch, tmp_path) -> House:
     monkeypatch.setattr(cli, "build_parser", functools.cache(cli.build_parser))  # half of what an input takes
     monkeypatch.setattr(training, "train", reached)
     monkeypatch.setattr(training, "_train", reached)
+    monkeypatch.setattr(studies, "study", reached)
     monkeypatch.setattr(training, "make_source", lambda *_: house.going_on[0])
     monkeypatch.setattr(training, "begin", lambda *_: house.going_on[1])
     monkeypatch.setattr(house.going_on[0], "close", lambda: None, raising=False)

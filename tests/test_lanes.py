@@ -12,10 +12,11 @@ from surefoot import config, history, lanes
 from surefoot.compiled import fetched, iterations, make_chunk, numbers_of
 from surefoot.errors import SettingError
 from surefoot.iteration import begin, settled
-from surefoot.lanes import Plan, together, train_together
+from surefoot.lanes import kind, train_together
 from surefoot.rules import RULES
 from surefoot.sources import make_source
 from surefoot.training import train
+from surefoot.turns import Plan
 
 TINY = {"envs": 8, "horizon": 16, "hidden": (8,), "critic_hidden": (8,), "critic_epochs": 1, "evaluation_episodes": 3}
 TIMES = {"seconds", "collect_seconds", "update_seconds", "certify_seconds", "critic_seconds"}
@@ -143,7 +144,7 @@ def test_what_cannot_be_lanes_of_one_program_is_refused(tmp_path):
         train_together(WALK, plans)
     with pytest.raises(SettingError, match="written in JAX"):
         train_together("CartPole-v1", plans[:1])
-    assert together(sf.TRPO(), config.make_run(guard=True)) is None
+    assert kind(sf.TRPO(), config.make_run(guard=True)) is None
     assert not any(tmp_path.iterdir())
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from surefoot.improvement import exact_rule, improve
     from surefoot.policy import TabularPolicy
     from surefoot.rules import NPG, PG, PI, PPO, TRPO, Dual, KLPenalty, Rule, UpdateReport
+    from surefoot.studies import Study, resume_study, study
     from surefoot.training import Run, resume, train
 
 _WHERE = {
@@ -64,6 +65,9 @@ _WHERE = {
     "TRPO": "rules",
     "Rule": "rules",
     "UpdateReport": "rules",
+    "Study": "studies",
+    "resume_study": "studies",
+    "study": "studies",
     "Run": "training",
     "resume": "training",
     "train": "training",
@@ -87,6 +91,7 @@ __all__ = [
     "Run",
     "RunError",
     "SettingError",
+    "Study",
     "SurefootError",
     "TabularPolicy",
     "UnsupportedSpace",
@@ -100,6 +105,8 @@ __all__ = [
     "improve",
     "load",
     "resume",
+    "resume_study",
+    "study",
     "tabular",
     "train",
 ]

@@ -10,10 +10,9 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache, partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -36,25 +35,11 @@ from surefoot.sources import make_source
 from surefoot.sources.environments import environment_name
 from surefoot.sources.functional import FunctionalEnvironment, FunctionalSource
 from surefoot.standing import Standing, further
-from surefoot.training import Run, conclude, warn
+from surefoot.training import conclude, warn
+from surefoot.turns import Outcome, Plan
 
 
-class Plan(NamedTuple):
-    """One of many runs: its folder (begun anew, or gone on with where it holds a run), its rule and its settings."""
-
-    folder: Path
-    rule: Rule
-    run: config.Run
-
-
-class Outcome(NamedTuple):
-    """What became of a plan: the finished run, or one line that says why there is none."""
-
-    run: Run | None
-    error: str | None
-
-
-def together(rule: Rule, run: config.Run) -> Any:
+def kind(rule: Rule, run: config.Run) -> Hashable:
     """What two plans must have in common to be lanes of one program; None where a run has to be made alone."""
     if run.certification.guard:
         return None  # the guard decides between two updates, on the host
@@ -75,15 +60,16 @@ def train_together(
 
     Arguments:
         environment: one written in JAX.
-        plans: with one value of `together` for all of them.
+        plans: with one value of `kind` for all of them.
         lanes: the most of them in one program; by default as many as fit half of the memory that is free.
         progress, stop, told: as for `training.train`; `stop` is asked about once a second.
 
-    To go on with some of them, all that were lanes of one program must be named again, the finished ones too.
+    To go on with some of them, all that were lanes of one program must be named again: those that are finished keep
+    their lanes and are left as they are, and their outcomes are empty. So are those of runs that were not begun.
 
     Raises SettingError where they cannot be lanes of one program, and RunError where the disk refuses.
     """
-    if len({together(plan.rule, plan.run) for plan in plans} | {None}) > 2:
+    if len({kind(plan.rule, plan.run) for plan in plans} | {None}) > 2:
         raise SettingError("plans must differ only in seeds and in numbers; make the others by themselves")
     keep_compiled_programs()
     source = make_source(environment, plans[0].run.collection)
@@ -94,13 +80,13 @@ def train_together(
     with Together(f"{name} · {len(plans)} runs", plans[0].run.steps, len(plans), shown=progress) as view:
         for part in _groups(source, plans, lanes):
             if stop is not None and outcomes and stop():
-                outcomes += [_UNBEGUN] * len(part)
+                outcomes += [_NOTHING] * len(part)
             else:
                 outcomes += _group(environment, name, source, part, view, stop, told or warn)
     return outcomes
 
 
-_UNBEGUN = Outcome(None, "not begun: the runs were stopped")
+_NOTHING = Outcome(None, None)
 
 
 def _groups(source: FunctionalSource, plans: Sequence[Plan], lanes: int | None) -> list[Sequence[Plan]]:
@@ -158,9 +144,10 @@ def _begin(source: FunctionalSource, plan: Plan) -> tuple[Any, Any]:
 
 
 class _Lane:
-    """One run of a group: its plan, its records, and what went wrong with it."""
+    """Final: one run of a group, its place in it and in its records, and what went wrong with it."""
 
-    def __init__(self, plan: Plan, ledger: Ledger):
+    def __init__(self, index: int, plan: Plan, ledger: Ledger):
+        self.index = index
         self.plan = plan
         self.ledger = ledger
         self.error: SurefootError | None = None
@@ -182,9 +169,16 @@ def _group(
 ) -> list[Outcome]:
     """Train these plans as the lanes of one program."""
     with contextlib.ExitStack() as stack:
-        group = [_opened(name, source, plan, view, told, stack) for plan in plans]
-        stopped = _learn(source, group, stop)
-        return [_concluded(lane, environment, told, stopped=stopped) for lane in group]
+        outcomes = [_NOTHING] * len(plans)
+        group = [
+            _opened(index, name, source, plan, view, told, stack)
+            for index, plan in enumerate(plans)
+            if not (plan.folder / "evaluation.json").exists()
+        ]
+        stopped = _learn(source, plans, group, stop)
+        for lane in group:
+            outcomes[lane.index] = _concluded(lane, environment, told, stopped=stopped)
+        return outcomes
 
 
 def _concluded(
@@ -203,6 +197,7 @@ def _concluded(
 
 
 def _opened(
+    index: int,
     name: str,
     source: FunctionalSource,
     plan: Plan,
@@ -221,41 +216,45 @@ def _opened(
         begun = newest(begun._replace(identity=read_recipe(folder / "config.json").identity), source, told)
     ledger = Ledger(begun, source, plan.rule, plan.run, told=told, shown=partial(view.show, folder.name))
     stack.callback(ledger.close)
-    return _Lane(plan, ledger)
+    return _Lane(index, plan, ledger)
 
 
-def _learn(source: FunctionalSource, group: Sequence[_Lane], stop: Callable[[], bool] | None) -> bool:
-    """Learn until every lane's last step, or until `stop` says so: whether it did. Each ledger then holds all."""
-    program = _program(source, [lane.plan for lane in group]).run
-    fresh = [(lane.ledger.standing.learner, lane.ledger.standing.state) for lane in group]
+def _learn(
+    source: FunctionalSource, plans: Sequence[Plan], group: Sequence[_Lane], stop: Callable[[], bool] | None
+) -> bool:
+    """Learn until the last step of every lane in `group`, or until `stop` says so: whether it did.
+
+    The program has a lane for every plan; those of none in the group stand still. Each ledger then holds what its run
+    has learned.
+    """
+    program = _program(source, plans).run
+    fresh = [_begin(source, plan) for plan in plans]
+    for lane in group:
+        fresh[lane.index] = lane.ledger.standing.learner, lane.ledger.standing.state
     learner, state = _stacked(fresh)
-    numbers = _stacked([numbers_of(lane.plan.rule, lane.plan.run, np.float32) for lane in group])
-    started = [time.perf_counter() - lane.ledger.standing.seconds for lane in group]
+    numbers = _stacked([numbers_of(plan.rule, plan.run, np.float32) for plan in plans])
+    started = time.perf_counter() - max((lane.ledger.standing.seconds for lane in group), default=0.0)
     saved = time.monotonic()
     pace: float | None = None
     stopped = False
     try:
         while any(lane.left for lane in group) and not stopped:
             begun = time.perf_counter()
-            each_takes = source.envs * source.horizon
-            wanted = np.array([how_many(lane.left, each_takes, pace) if lane.left else 0 for lane in group], np.int32)
+            wanted = np.zeros(len(plans), np.int32)
+            for lane in group:
+                wanted[lane.index] = how_many(lane.left, source.envs * source.horizon, pace) if lane.left else 0
             made = fetched(program(numbers, learner, state, wanted.max(), wanted))
             learner, state = made.learner, made.state
             spent = time.perf_counter() - begun
             pace = wanted.max() / spent
-            for index in np.flatnonzero(wanted).tolist():
-                _enter(source, group[index], made, index, begun - started[index], spent)
+            for lane in group:
+                if wanted[lane.index]:
+                    _enter(source, lane, made, begun - started, spent)
             stopped = stop is not None and stop()
             if time.monotonic() - saved >= group[0].plan.run.checkpoint_seconds:
-                _place(group, fresh, learner, state)
-                for lane in group:
-                    if lane.left:
-                        lane.ledger.checkpoint(now=True)
+                _save(group, fresh, learner, state)
                 saved = time.monotonic()
-        _place(group, fresh, learner, state)
-        for lane in group:
-            if lane.error is None:
-                lane.ledger.checkpoint(now=True)
+        _save(group, fresh, learner, state)
     except BaseException as error:
         with contextlib.suppress(RuntimeError):  # JAX's word for what a program that failed has kept
             _place(group, fresh, learner, state)
@@ -265,21 +264,29 @@ def _learn(source: FunctionalSource, group: Sequence[_Lane], stop: Callable[[], 
     return stopped
 
 
-def _enter(source: FunctionalSource, lane: _Lane, made: Chunk, index: int, begun: float, spent: float) -> None:
+def _enter(source: FunctionalSource, lane: _Lane, made: Chunk, begun: float, spent: float) -> None:
     """Take the lane's part of a chunk into its records."""
-    each, standing = iterations(made, lane.plan.rule, lane.plan.run, index), lane.ledger.standing
+    each, standing = iterations(made, lane.plan.rule, lane.plan.run, lane.index), lane.ledger.standing
     lane.ledger.enter(*further(standing, each, standing.learner, standing.state, begun, spent))
     try:
-        source.check(jax.tree.map(lambda leaf: leaf[index], made.fault), int(made.state.steps[index]))
+        source.check(jax.tree.map(lambda leaf: leaf[lane.index], made.fault), int(made.state.steps[lane.index]))
     except EnvironmentFault as error:
         lane.error = error
 
 
+def _save(group: Sequence[_Lane], fresh: Sequence[Any], learner: Any, state: Any) -> None:
+    """Write a checkpoint of every run in which nothing went wrong. Raises RunError."""
+    _place(group, fresh, learner, state)
+    for lane in group:
+        if lane.error is None:
+            lane.ledger.checkpoint(now=True)
+
+
 def _place(group: Sequence[_Lane], fresh: Sequence[Any], learner: Any, state: Any) -> None:
-    """Fetch what every lane has learned from the device into its ledger."""
+    """Fetch what every run has learned from the device into its ledger."""
     every = jax.tree.map(bits, (learner, state))
-    for index, (lane, likes) in enumerate(zip(group, fresh, strict=True)):
-        mine = jax.tree.map(lambda like, leaf, i=index: from_bits(leaf[i], like), likes, every)
+    for lane in group:
+        mine = jax.tree.map(lambda like, leaf, i=lane.index: from_bits(leaf[i], like), fresh[lane.index], every)
         lane.ledger.enter(lane.ledger.standing._replace(learner=mine[0], state=mine[1]), [])
 
 

@@ -48,12 +48,13 @@ def read_recipe(path: str | os.PathLike) -> Recipe:
     except (OSError, ValueError) as error:
         raise SettingError(f"config: {file} cannot be read: {printable(error)}") from None
     try:
-        return _checked(told)
+        return recipe_of(told)
     except SettingError as error:
         raise SettingError(f"config: {file}: {error}") from None
 
 
-def _checked(told: Any) -> Recipe:
+def recipe_of(told: Any) -> Recipe:
+    """The recipe in what a JSON file held. Raises SettingError as `read_recipe` does."""
     if not isinstance(told, dict):
         raise SettingError(f"a JSON object is wanted, but a {type(told).__name__} came")
     settings = {key: value for key, value in told.items() if key not in _OTHERS}

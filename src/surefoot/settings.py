@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -37,6 +38,12 @@ _COMPARISONS = {
 }
 
 
+@functools.cache
+def types_of(settings_class: type) -> dict[str, Any]:
+    """The type of each setting of a class, by name. Remembered, as every value that is checked asks for it."""
+    return typing.get_type_hints(settings_class)
+
+
 def field_of(settings_class: type, name: str) -> dataclasses.Field:
     """The dataclass field `name` of a settings class."""
     return next(item for item in dataclasses.fields(settings_class) if item.name == name)
@@ -53,7 +60,7 @@ def check(settings_class: type, name: str, value: Any, called: str | None = None
 
     Raises SettingError where the value has another type, is not finite, or is outside the legal range.
     """
-    kind = typing.get_type_hints(settings_class)[name]
+    kind = types_of(settings_class)[name]
     limits = field_of(settings_class, name).metadata.get("limits", {})
     name = called or name
     options = typing.get_args(kind)

@@ -6,6 +6,7 @@ import argparse
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+from surefoot.cli import studies
 from surefoot.errors import RunError, printable
 
 if TYPE_CHECKING:
@@ -18,12 +19,12 @@ def add(commands: Any) -> None:
     """The command and its options."""
     parser = commands.add_parser(
         "doctor",
-        help="say what is wrong with a run, and what to do",
+        help="say what is wrong with a run or a study, and what to do",
         description="Read what a run recorded and name what is wrong with it: the evidence, the cause and the remedy, "
         "worst first. Exit code 0: healthy, 1: there are findings, 2: no run that can be read.",
         allow_abbrev=False,
     )
-    parser.add_argument("run", metavar="RUN", help="a run's folder, finished or not")
+    parser.add_argument("run", metavar="RUN", help="a run's folder, finished or not; or a study's, briefly")
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output and nothing else")
     parser.set_defaults(command=run, exit_code=lambda told: 0 if told["healthy"] else 1)
 
@@ -32,7 +33,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Examine a run, and tell the findings. Raises RunError where there is nothing to examine."""
     from surefoot.doctor import examine
     from surefoot.history import read
+    from surefoot.study_record import is_study
 
+    if is_study(arguments.run):
+        found = studies.examined(arguments.run)
+        if not arguments.json:
+            print("\n".join(studies.verdicts(found)))
+        return found
     history = read(arguments.run)
     if not history.rows:
         raise RunError(f"{arguments.run} records no update yet")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
+from surefoot.cli import studies
 from surefoot.errors import printable
 
 
@@ -17,9 +19,11 @@ def add(commands: Any) -> None:
         "promised and realised gain, estimated bounds, findings, settings.",
         allow_abbrev=False,
     )
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder, finished or not")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder, finished or not; or a study's")
     parser.add_argument(
-        "--out", metavar="FILE", help="the page (default report.html: in the run's folder, or here for several runs)"
+        "--out",
+        metavar="FILE",
+        help="the page (default report.html: in the folder of the run or study, or here for several)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output and nothing else")
     parser.set_defaults(command=run)
@@ -28,8 +32,20 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Write the report, and tell where it is."""
     from surefoot.report.page import write_report
+    from surefoot.report.study import study_picture
+    from surefoot.study_record import is_study
 
-    file = write_report(arguments.runs, arguments.out)
+    runs: list[str] = []
+    out = arguments.out
+    for given in arguments.runs:
+        if is_study(given):
+            runs += studies.reported(given)
+            study_picture(given)
+            if out is None and len(arguments.runs) == 1:
+                out = Path(given) / "report.html"
+        else:
+            runs.append(given)
+    file = write_report(runs, out)
     if not arguments.json:
         print(f"report  {printable(file)}")
     return {"report": str(file)}

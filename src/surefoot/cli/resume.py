@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from surefoot.cli import studies
 from surefoot.cli.interruption import asked_to_stop
 from surefoot.cli.options import whole
 from surefoot.cli.train import note, tell
@@ -16,21 +17,25 @@ def add(commands: Any) -> None:
         "resume",
         help="go on with a run that was stopped, as if it had not been",
         description="Go on from a run's newest sound checkpoint, bit for bit as if it had never stopped; from the "
-        "beginning where it has none. A finished run goes on with --steps.",
+        "beginning where it has none. A finished run goes on with --steps. Of a study, the runs that are not finished.",
         allow_abbrev=False,
     )
-    parser.add_argument("run", metavar="RUN", help="a run's folder")
+    parser.add_argument("run", metavar="RUN", help="a run's or a study's folder")
     parser.add_argument("--steps", type=whole, metavar="N", help="environment steps in all (default: as begun)")
     parser.add_argument(
         "--allow-env", action="store_true", help="let the run's package.module:callable environment be imported"
     )
     parser.add_argument("--tensorboard", action="store_true", help="write the metrics for TensorBoard too")
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output and nothing else")
-    parser.set_defaults(command=run)
+    parser.set_defaults(command=run, exit_code=studies.exit_code)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Go on, and tell the result."""
+    from surefoot.study_record import is_study
+
+    if is_study(arguments.run):
+        return _study(arguments)
     from surefoot.training import resume
 
     with asked_to_stop() as stop:
@@ -43,3 +48,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             told=note,
         )
     return tell(done, quiet=arguments.json)
+
+
+def _study(arguments: argparse.Namespace) -> dict[str, Any]:
+    studies.refuse_for_studies(arguments, "steps", "tensorboard")
+    from surefoot.studies import resume_study
+
+    with asked_to_stop() as stop:
+        done = resume_study(arguments.run, allow_env=arguments.allow_env, stop=stop, told=note)
+    return studies.tell(done.path, quiet=arguments.json)

@@ -8,11 +8,13 @@ import sys
 from typing import Any
 
 from surefoot import config
+from surefoot.cli import studies
 from surefoot.cli.interruption import asked_to_stop
 from surefoot.cli.options import HINTS, add_rule_options, add_setting, cut_note, rule_settings
 from surefoot.errors import SettingError, printable
 from surefoot.recipe import Recipe, read_recipe
 from surefoot.sources import refuse_foreign_code
+from surefoot.sweep import make_sweep, plain_settings
 
 
 def add(commands: Any) -> None:
@@ -20,7 +22,8 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "train",
         help="train a policy in an environment and leave a run folder",
-        description="Train a policy, show how it goes, evaluate it and leave a run folder with a report.",
+        description="Train a policy, show how it goes, evaluate it and leave a run folder with a report; with several "
+        "seeds or a sweep, a study's folder with all runs, a table and a picture.",
         epilog="ENV is a Gymnasium id (CartPole-v1) or package.module:callable that returns a Gymnasium environment.",
         allow_abbrev=False,
     )
@@ -54,7 +57,8 @@ def add(commands: Any) -> None:
         owner, item = config.option_field(name)
         add_setting(groups[group], f"--{name.replace('_', '-')}", f"run.{name}", owner, item)
     add_rule_options(parser, list(config.RULES))
-    parser.set_defaults(command=run, rule=None)
+    studies.add_options(parser)
+    parser.set_defaults(command=run, rule=None, exit_code=studies.exit_code)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -65,34 +69,59 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise SettingError(f"ENV is missing; {HINTS['ENV']}")
     typed = environment == arguments.environment
     refuse_foreign_code(arguments.config, environment, allowed=typed or arguments.allow_env)
-    given = vars(arguments)
-    settings = {name.removeprefix("run."): value for name, value in given.items() if name.startswith("run.")}
-    settings = recipe.settings | settings
+    swept = studies.swept(arguments.sweep)
+    settings = _settings(arguments, recipe, swept)
     arguments.rule = arguments.rule or recipe.rule or next(iter(config.RULES))
-    plain_rule = rule_settings(arguments, **(recipe.rule_settings if arguments.rule == recipe.rule else {}))
+    plain_rule = rule_settings(
+        arguments, **_without(recipe.rule_settings if arguments.rule == recipe.rule else {}, swept)
+    )
     if plain_rule.tabular_only:
         raise SettingError(f"the rule {arguments.rule} is for finite MDPs; `surefoot exact` has it")
-    config.make_run(**settings)  # refuses what is illegal before anything slow is imported
+    wanted = make_sweep(plain_rule, settings, arguments.seeds, swept)  # refused before anything slow is imported
+    many = len(wanted.points) * wanted.seeds > 1
+    if many:
+        studies.refuse_for_studies(arguments, "tensorboard")
 
     from surefoot.record import differing_versions
     from surefoot.rules import RULES
-    from surefoot.training import train
 
     if recipe.versions and (differing := differing_versions(recipe.versions)):
         told = f"the same bits are not to be expected, versions differ from those of {arguments.config}"
         note(f"{told}: {', '.join(differing)}")
-    rule = RULES[arguments.rule](**dataclasses.asdict(plain_rule))
+    shared = {"out": arguments.out, "told": note}
+    if many:
+        from surefoot.studies import study
+
+        rule = RULES[arguments.rule](**dataclasses.asdict(plain_rule))
+        ways = {"seeds": arguments.seeds, "sweep": swept, "lanes": arguments.lanes}
+        with asked_to_stop() as stop:
+            path = study(environment, rule, stop=stop, **ways, **shared, **settings).path
+        return studies.tell(path, quiet=arguments.json)
+    from surefoot.training import train
+
+    (point,) = wanted.points
+    rule = RULES[arguments.rule](**dataclasses.asdict(wanted.rule(point)))
+    settings = plain_settings(wanted.run(point, wanted.every_seed[0]))
     with asked_to_stop() as stop:
-        done = train(
-            environment,
-            rule,
-            out=arguments.out,
-            tensorboard=arguments.tensorboard,
-            stop=stop,
-            told=note,
-            **settings,
-        )
+        done = train(environment, rule, tensorboard=arguments.tensorboard, stop=stop, **shared, **settings)
     return tell(done, quiet=arguments.json)
+
+
+def _settings(arguments: argparse.Namespace, recipe: Recipe, swept: dict[str, Any]) -> dict[str, Any]:
+    """The run's settings, of the recipe and given; what is swept stands before the recipe's.
+
+    Raises SettingError where one is given and swept as well.
+    """
+    given = {name: value for name, value in vars(arguments).items() if name.startswith(("run.", "rule."))}
+    for name in given:
+        if (bare := name.partition(".")[2]) in swept:
+            raise SettingError(f"{bare} is given a value and swept as well; leave one of them out")
+    own = {name.removeprefix("run."): value for name, value in given.items() if name.startswith("run.")}
+    return _without(recipe.settings, swept) | own
+
+
+def _without(settings: dict[str, Any], swept: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in swept}
 
 
 def note(line: str) -> None:
