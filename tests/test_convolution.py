@@ -379,7 +379,7 @@ def test_a_critic_fits_what_a_picture_shows_and_keeps_its_function_in_other_unit
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     out = tmp_path_factory.mktemp("convolution") / "whole"
-    return train("functional_probes:dot", out=out, steps=256, progress=False, **TINY)
+    return train("functional_probes:dot", "pg", out=out, steps=256, progress=False, **TINY)
 
 
 def test_a_run_on_pictures_evaluates_and_is_exported_as_it_acts(whole, tmp_path):
