@@ -179,7 +179,7 @@ def _leaf(space: Any) -> _Leaf:
 def _image_leaf(space: gym_spaces.Box) -> _Leaf:
     """An image of rows, columns and channels, or of channels, rows and columns.
 
-    The channels are the odd one out of a square image; of any other, the first axis where it is the shortest.
+    The channels are the odd one out of a square image; of any other, the first where it is shorter than the last.
     """
     first, second, third = space.shape
     square_last, square_first = second == third, first == second
