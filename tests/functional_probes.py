@@ -44,6 +44,25 @@ def spoiled_walk() -> FunctionalEnvironment:
     return walk(spoiled=7)
 
 
+def dot() -> FunctionalEnvironment:
+    """A white dot in a black picture; it pays to say whether it is in the upper half. Episodes are cut after eight."""
+
+    def show(place: Any) -> Any:
+        return jnp.zeros((6, 6, 1), bool).at[place[0], place[1], 0].set(True)
+
+    def reset(key: Any) -> Any:
+        place = jax.random.randint(key, (2,), 0, 6)
+        return (place, jnp.zeros((), jnp.int32)), show(place)
+
+    def step(key: Any, state: Any, action: Any) -> Transition:
+        (row, _), time = state
+        place = jax.random.randint(key, (2,), 0, 6)
+        reward = ((row < 3) == (action == 1)).astype(jnp.float32)
+        return Transition((place, time + 1), show(place), reward, jnp.zeros((), bool), time + 1 >= 8)
+
+    return FunctionalEnvironment(reset, step, spaces.Box(0, 1, (6, 6, 1), bool), spaces.Discrete(2))
+
+
 def push() -> FunctionalEnvironment:
     """A point that is pushed by a bounded force in two dimensions; episodes are cut after ten steps."""
 

@@ -43,6 +43,9 @@ OBSERVATIONS: dict[str, spaces.Space] = {
             m=spaces.Dict(OrderedDict(y=spaces.MultiBinary(3), b=spaces.Box(-1.0, 2.0, (), np.float32))),
         )
     ),
+    "image": spaces.Box(0, 1, (5, 6, 2), bool),
+    "image of bytes": spaces.Box(0, 255, (3, 7, 6), np.uint8),
+    "image without bounds": spaces.Box(-INF, INF, (5, 5, 1), np.float32),
     "tuple": spaces.Tuple([numbers(1), spaces.Tuple([spaces.Discrete(2), spaces.MultiDiscrete([3, 2])])]),
 }
 

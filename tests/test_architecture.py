@@ -23,6 +23,7 @@ ORDER = [
     ["distributions", "steps"],
     ["spaces"],
     ["networks", "observations"],
+    ["convolution"],
     ["policy"],
     ["batch"],
     ["critic"],

@@ -251,8 +251,9 @@ def test_what_describes_no_space_is_refused_in_one_line(text):
 
 SHADED = spaces.Box(np.zeros((2, 2)), np.arange(4.0).reshape(2, 2) + 1, dtype=np.float64)
 NO_OBSERVATION = {
-    "image": spaces.Box(0, 255, (8, 8, 3), np.uint8),
+    "image without channels": spaces.Box(0, 255, (8, 8), np.uint8),
     "image with bounds of its own": SHADED,
+    "images in a row": spaces.Box(0, 255, (2, 8, 8, 3), np.uint8),
     "box of nothing": spaces.Box(0, 1, (0,)),
     "text": spaces.Text(5),
     "sequence": spaces.Sequence(spaces.Discrete(2)),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import safetensors.numpy
 
 from surefoot import config
 from surefoot._version import __version__
+from surefoot.convolution import layer_shapes
 from surefoot.errors import RunError, SettingError, SurefootError, printable, shown
 from surefoot.files import write_atomically
 from surefoot.observations import make_reader
@@ -190,8 +190,8 @@ def _assemble(description: Any, blob: bytes, where: str) -> Agent:
 
 def _check_size(spaces: Any, network: config.Network, itemsize: int, available: int, where: str) -> None:
     """Refuse layers far larger than the tensors before memory is taken for them; `_fill` names small differences."""
-    widths = (make_encoder(spaces[0]).width, *network.hidden, make_head(spaces[1])[0].outputs)
-    wanted = itemsize * sum(fan_in * fan_out + fan_out for fan_in, fan_out in pairwise(widths))
+    shapes = layer_shapes(make_encoder(spaces[0]), network, make_head(spaces[1])[0].outputs)
+    wanted = itemsize * sum(fan_in * fan_out + fan_out for fan_in, fan_out in shapes)
     if wanted > available + 2**20:
         raise RunError(
             f"{where}/policy.json: network.hidden {list(network.hidden)} takes {wanted} bytes, "

@@ -210,12 +210,24 @@ RULES: dict[str, type[RuleSettings]] = {rule.name: rule for rule in (TRPO, NPG, 
 """The settings of every rule, by the name that the command line uses."""
 
 
+_CONVOLUTION = "Convolve images (observations that are one Box with three axes) before the hidden layers."
+_CHANNELS = (
+    "Channels of each convolution of an image. By default 16; from 36 pixels each way 32 64 64; below 5 no convolution."
+)
+_KERNELS = "Width and height of each convolution's kernel. By default 3; of the three 8 4 3."
+_STRIDES = "Pixels between two places of each convolution's kernel. By default 1; of the three 4 2 1."
+
+
 @dataclass(frozen=True)
 class Network(Settings):
-    """The policy's network: a multilayer perceptron on the normalised observation."""
+    """The policy's network: a multilayer perceptron on the normalised observation, after convolutions of an image."""
 
     hidden: tuple[int, ...] = setting((64, 64), "Width of each hidden layer.", at_least=1, at_most=65536)
     activation: Literal["tanh", "relu", "silu", "elu"] = setting("tanh", "The hidden layers' activation.")
+    convolution: bool = setting(True, _CONVOLUTION)
+    channels: tuple[int, ...] | None = setting(None, _CHANNELS, at_least=1, at_most=4096)
+    kernels: tuple[int, ...] | None = setting(None, _KERNELS, at_least=1, at_most=256)
+    strides: tuple[int, ...] | None = setting(None, _STRIDES, at_least=1, at_most=256)
     log_std: float = setting(-0.5, "Initial log standard deviation of a Gaussian policy.", at_least=-20, at_most=5)
     normalise: bool = setting(True, "Normalise observations by their running mean and standard deviation.")
 
@@ -226,6 +238,10 @@ class Critic(Settings):
 
     hidden: tuple[int, ...] = setting((64, 64), "Width of each hidden layer.", at_least=1, at_most=65536)
     activation: Literal["tanh", "relu", "silu", "elu"] = setting("tanh", "The hidden layers' activation.")
+    convolution: bool = setting(True, _CONVOLUTION)
+    channels: tuple[int, ...] | None = setting(None, _CHANNELS, at_least=1, at_most=4096)
+    kernels: tuple[int, ...] | None = setting(None, _KERNELS, at_least=1, at_most=256)
+    strides: tuple[int, ...] | None = setting(None, _STRIDES, at_least=1, at_most=256)
     step_size: float = setting(1e-3, "Adam's step size.", above=0)
     epochs: int = setting(4, "Passes over the batch after each update.", at_least=1)
     minibatch: int = setting(128, "Transitions in each of the fit's minibatches.", at_least=1)

@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from surefoot import config
 from surefoot.batch import shuffled
-from surefoot.networks import Normaliser, Perceptron
+from surefoot.convolution import Network, make_network
+from surefoot.networks import Normaliser
 from surefoot.spaces import Encoder, make_encoder
 
 
@@ -26,7 +27,7 @@ class Critic(eqx.Module):
     """
 
     normaliser: Normaliser
-    network: Perceptron
+    network: Network
     mean: Float[Array, ""]
     std: Float[Array, ""]
     encoder: Encoder = eqx.field(static=True)
@@ -50,10 +51,13 @@ class Critic(eqx.Module):
 
     def rescaled(self, mean: Float[Array, ""], std: Float[Array, ""]) -> Critic:
         """The same function V with other units inside."""
-        weight = self.network.weights[-1] * (self.std / std)
-        bias = (self.network.biases[-1] * self.std + self.mean - mean) / std
+        last = self.network.dense
+        weight = last.weights[-1] * (self.std / std)
+        bias = (last.biases[-1] * self.std + self.mean - mean) / std
         return eqx.tree_at(
-            lambda c: (c.network.weights[-1], c.network.biases[-1], c.mean, c.std), self, (weight, bias, mean, std)
+            lambda c: (c.network.dense.weights[-1], c.network.dense.biases[-1], c.mean, c.std),
+            self,
+            (weight, bias, mean, std),
         )
 
 
@@ -92,13 +96,14 @@ def make_critic(
     normalise: bool = True,
     dtype: np.dtype | type = np.float32,
 ) -> CriticState:
-    """A critic that says 0 everywhere until it is fitted, and its optimiser's state. Raises UnsupportedSpace."""
+    """A critic that says 0 everywhere until it is fitted, and its optimiser's state.
+
+    Raises UnsupportedSpace, and SettingError for convolutions that the observations have no room for.
+    """
     encoder = make_encoder(observation_space)
     critic = Critic(
         normaliser=Normaliser.identity(encoder.normalised & normalise, dtype),
-        network=Perceptron(
-            (encoder.width, *settings.hidden, 1), settings.activation, final_gain=0.0, key=key, dtype=dtype
-        ),
+        network=make_network(encoder, settings, 1, final_gain=0.0, key=key, dtype=dtype),
         mean=jax.device_put(np.zeros((), dtype)),
         std=jax.device_put(np.ones((), dtype)),
         encoder=encoder,
@@ -151,7 +156,7 @@ def fit(
     size = min(settings.minibatch, rows)
     count = rows // size
 
-    def loss(network: Perceptron, features: Array, goal: Array, weight: Array) -> Array:
+    def loss(network: Network, features: Array, goal: Array, weight: Array) -> Array:
         squared = (network(features)[..., 0] - goal) ** 2
         return jnp.sum(weight * squared) / jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
 

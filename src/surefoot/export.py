@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from itertools import pairwise
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from surefoot._version import __version__
 from surefoot.agent import Agent
+from surefoot.convolution import patches
 from surefoot.errors import SettingError, UnsupportedSpace
 from surefoot.files import write_atomically
 from surefoot.networks import CLIP
@@ -100,7 +102,9 @@ def _model(agent: Agent) -> Any:
     policy = jax.tree.map(np.asarray, agent.policy)
     head, dtype = policy.head, policy.normaliser.mean.dtype
     inputs, features = _observed(graph, agent.observation_space, policy)
-    outputs = _perceptron(graph, features, policy.network, "mean" if head.gaussian else "logits")
+    network = policy.network
+    seen = features if network is network.dense else _convolved(graph, features, network.convolution)
+    outputs = _perceptron(graph, seen, network.dense, "mean" if head.gaussian else "logits")
     action: Any = agent.action_space
     made = [_declared("action", action.dtype, *action.shape), _declared(outputs, dtype, head.outputs)]
     if head.kind.endswith("Categorical"):
@@ -143,9 +147,14 @@ def _observed(graph: _Graph, space: gymnasium.Space, policy: Any) -> tuple[list[
     for (path, plain), leaf in zip(leaves, policy.encoder.leaves, strict=True):
         name = ".".join(["observation"] + [jax.tree_util.keystr((key,), simple=True) for key in path])
         inputs.append(_declared(name, plain.dtype, *plain.shape))
-        flat = graph.columns(name)
+        laid_out = graph("Transpose", graph.cast(name, dtype), perm=[0, 2, 3, 1]) if leaf.channels_first else name
+        flat = graph.columns(laid_out)
         if leaf.sizes is None:
-            encoded.append(graph.cast(flat, dtype))
+            value = graph.cast(flat, dtype)
+            if leaf.scaled:
+                shifted = graph("Sub", value, np.array(leaf.offset, dtype))
+                value = graph("Div", shifted, np.array(leaf.span, dtype))
+            encoded.append(value)
             continue
         which, number = one_hot(leaf.sizes, leaf.start)
         repeated = graph("Gather", graph.cast(flat, np.int64), which, axis=1)
@@ -158,6 +167,19 @@ def _observed(graph: _Graph, space: gymnasium.Space, policy: Any) -> tuple[list[
     bound = np.array(CLIP, dtype)
     scaled = graph.clipped(graph("Div", centred, policy.normaliser.std), -bound, bound)
     return inputs, scaled if active.all() else graph("Where", active[None], scaled, features)
+
+
+def _convolved(graph: _Graph, x: str, convolution: Any) -> str:
+    """The last layer's channels as vectors. Patches are gathered, which all number types have, unlike `Conv`."""
+    image = convolution.image
+    for weight, bias, layer in zip(convolution.weights, convolution.biases, convolution.layers, strict=True):
+        index = patches(np.arange(prod(image)).reshape(image), layer.kernel, layer.stride)
+        rows, columns, patch = index.shape
+        image = rows, columns, layer.channels
+        seen = graph("Gather", x, index.reshape(-1, patch), axis=1)
+        product = graph("Add", graph("MatMul", seen, weight), bias)
+        x = graph.columns(_activated(graph, product, convolution.activation, weight.dtype))
+    return x
 
 
 def _perceptron(graph: _Graph, x: str, network: Any, name: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -13,8 +15,9 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from surefoot.arrays import generator, namespace
 
-ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "silu": jax.nn.silu, "elu": jax.nn.elu}
-_ON_THE_HOST = {
+Function = Callable[[Any], Any]
+ACTIVATIONS: dict[str, Function] = {"tanh": jnp.tanh, "relu": jax.nn.relu, "silu": jax.nn.silu, "elu": jax.nn.elu}
+_ON_THE_HOST: dict[str, Function] = {
     "tanh": np.tanh,
     "relu": lambda x: np.maximum(x, 0),
     "silu": lambda x: x / (1 + np.exp(-x)),
@@ -50,7 +53,7 @@ class Perceptron(eqx.Module):
         # On the host: a compiler would take two seconds over what NumPy does in a millisecond.
         chance = generator(key)
         self.weights = [
-            jax.device_put((gain * _orthogonal(chance, *shape)).astype(dtype))
+            jax.device_put((gain * orthogonal(chance, *shape)).astype(dtype))
             for gain, shape in zip(gains, layers, strict=True)
         ]
         self.biases = [jax.device_put(np.zeros(fan_out, dtype)) for _, fan_out in layers]
@@ -58,18 +61,32 @@ class Perceptron(eqx.Module):
 
     def __call__(self, x: Float[Array, "... fan_in"]) -> Float[Array, "... fan_out"]:
         """The outputs for inputs of any leading axes."""
-        return perceptron(x, self.weights, self.biases, self.activation)
+        return self.function()(x)
+
+    @property
+    def dense(self) -> Perceptron:
+        """The fully connected layers, of which the last gives the outputs: all of it."""
+        return self
+
+    def function(self) -> Function:
+        """What calling it does, without Equinox's attributes, which take microseconds each."""
+        return partial(perceptron, weights=self.weights, biases=self.biases, activation=self.activation)
 
 
 def perceptron(x: Any, weights: list, biases: list, activation: str) -> Any:
     """The outputs of layers with these weights, in NumPy if they are NumPy's."""
-    apply: Any = (_ON_THE_HOST if namespace(weights[0]) is np else ACTIVATIONS)[activation]
+    apply = activation_of(activation, weights[0])
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
         x = apply(x @ weight + bias)
     return x @ weights[-1] + biases[-1]
 
 
-def _orthogonal(generator: np.random.Generator, fan_in: int, fan_out: int) -> np.ndarray:
+def activation_of(name: str, like: Any) -> Function:
+    """The activation of this name, in NumPy for layers whose weights are NumPy's."""
+    return (_ON_THE_HOST if namespace(like) is np else ACTIVATIONS)[name]
+
+
+def orthogonal(generator: np.random.Generator, fan_in: int, fan_out: int) -> np.ndarray:
     """A uniformly random matrix with orthonormal rows or columns, whichever are fewer."""
     tall = generator.normal(size=(max(fan_in, fan_out), min(fan_in, fan_out)))
     q, r = np.linalg.qr(tall)

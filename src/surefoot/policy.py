@@ -13,8 +13,9 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from surefoot import config
+from surefoot.convolution import Network, make_network
 from surefoot.distributions import Categorical, Distribution
-from surefoot.networks import Normaliser, Perceptron, normalised, perceptron
+from surefoot.networks import Normaliser, normalised
 from surefoot.spaces import ActionMap, Encoder, Head, make_encoder, make_head
 
 
@@ -35,10 +36,10 @@ class Policy(eqx.Module):
 
 
 class NeuralPolicy(Policy):
-    """A perceptron on normalised observations; Gaussian policies have one log std a dimension, free of state."""
+    """A network on normalised observations; Gaussian policies have one log std a dimension, free of state."""
 
     normaliser: Normaliser
-    network: Perceptron
+    network: Network
     log_std: Float[Array, " D"] | None
     encoder: Encoder = eqx.field(static=True)
     head: Head = eqx.field(static=True)
@@ -116,14 +117,14 @@ class HostPolicy:
         # Held directly: Equinox's attributes take microseconds each.
         normaliser = policy.normaliser
         self._normaliser = (normaliser.mean, normaliser.std, normaliser.where) if any(normaliser.active) else None
-        self._network = policy.network.weights, policy.network.biases, policy.network.activation
+        self._network = policy.network.function()
 
     def outputs(self, observation: Any) -> np.ndarray:
         """The network's outputs [..., K] for observations of any leading axes."""
         features = self.encoder(observation, self.dtype)
         if self._normaliser is not None:
             features = normalised(features, *self._normaliser)
-        return perceptron(features, *self._network)
+        return self._network(features)
 
     def noise(self, leading: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
         """What chance contributes to `sample` for batches of these leading axes."""
@@ -149,17 +150,18 @@ def make_policy(
     key: PRNGKeyArray,
     dtype: np.dtype | type = np.float32,
 ) -> NeuralPolicy:
-    """A freshly initialised policy for two Gymnasium spaces. Raises UnsupportedSpace.
+    """A freshly initialised policy for two Gymnasium spaces.
+
+    Raises UnsupportedSpace, and SettingError for convolutions that the observations have no room for.
 
     The last layer starts at a hundredth of the usual scale, so that the first policy is nearly uniform
     (categorical) or nearly centred (Gaussian) whatever it observes.
     """
     encoder = make_encoder(observation_space)
     head, action_map = make_head(action_space)
-    sizes = (encoder.width, *network.hidden, head.outputs)
     return NeuralPolicy(
         normaliser=Normaliser.identity(encoder.normalised & network.normalise, dtype),
-        network=Perceptron(sizes, network.activation, final_gain=0.01, key=key, dtype=dtype),
+        network=make_network(encoder, network, head.outputs, final_gain=0.01, key=key, dtype=dtype),
         log_std=jax.device_put(np.full(head.outputs, network.log_std, dtype)) if head.gaussian else None,
         encoder=encoder,
         head=head,

@@ -38,9 +38,10 @@ from surefoot.errors import SettingError, UnsupportedSpace
 WIDEST = 65_536
 """The most numbers that an observation may be encoded as: a batch of more would not fit into memory."""
 
-SUPPORTED_OBSERVATIONS = "Box vectors, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
+SUPPORTED_OBSERVATIONS = "Box vectors and images (3 axes), Discrete, MultiDiscrete, MultiBinary, Dict or Tuple of these"
 SUPPORTED_ACTIONS = "Discrete, MultiDiscrete, MultiBinary and Box"
-_MOST_BINARY = 10**7  # numbers; a description of a few bytes must not take all memory
+_MOST_NUMBERS = 10**7  # of a space; a description of a few bytes must not take all memory
+_NARROWEST_RANGE, _WIDEST_RANGE = 1e-6, 65_535  # of an image's values; beyond it bounds say nothing of a scale
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,19 @@ class _Leaf:
     sizes: tuple[int, ...] | None  # one-hot sizes of its whole numbers; None where it is used as it is
     start: tuple[int, ...] = ()
     normalised: bool = False
+    image: tuple[int, int, int] | None = None  # height, width, channels, where it is one
+    offset: float = 0.0  # of what its numbers are taken less, and then divided by the span
+    span: float = 1.0
+
+    @property
+    def channels_first(self) -> bool:
+        """Whether the space has its image's channels before its height; features have them last."""
+        return self.image is not None and self.image != self.shape
+
+    @property
+    def scaled(self) -> bool:
+        """Whether offset and span change anything."""
+        return (self.offset, self.span) != (0, 1)
 
     @property
     def width(self) -> int:
@@ -58,9 +72,12 @@ class _Leaf:
 
     def encode(self, value: Array, dtype: Any) -> Array:
         leading = value.shape[: value.ndim - len(self.shape)]
+        if self.channels_first:
+            value = namespace(value).moveaxis(value, -3, -1)
         flat = value.reshape(*leading, -1)
         if self.sizes is None:
-            return flat.astype(dtype)
+            flat = flat.astype(dtype)
+            return (flat - np.asarray(self.offset, dtype)) / np.asarray(self.span, dtype) if self.scaled else flat
         which, number = one_hot(self.sizes, self.start)
         return (flat[..., which] == number).astype(dtype)
 
@@ -79,6 +96,10 @@ class Encoder:
 
     Whole-number spaces become one-hot vectors, binary ones 0/1, Box vectors stay. The leaves of a Dict or
     Tuple lie side by side in the order in which JAX flattens them.
+
+    A Box with three axes is an image, by row, column and channel. Its bounds are its scale: its values become numbers
+    from 0 to 1, as they are nowhere where they would be divided by the spread of a pixel that is seldom lit. Only
+    images whose bounds are infinite, or too wide to be a scale, are normalised like vectors.
     """
 
     leaves: tuple[_Leaf, ...]
@@ -92,6 +113,11 @@ class Encoder:
     def normalised(self) -> np.ndarray:
         """Which features have a scale of their own and want normalising: bool [width]."""
         return np.concatenate([np.full(leaf.width, leaf.normalised) for leaf in self.leaves])
+
+    @property
+    def image(self) -> tuple[int, int, int] | None:
+        """Height, width and channels where the features are one image and nothing else."""
+        return self.leaves[0].image if len(self.leaves) == 1 else None
 
     def __call__(self, observation: Any, dtype: Any = jnp.float32) -> Float[Array, "... width"]:
         """Feature vectors of a (tree of) observation arrays with any leading axes."""
@@ -140,12 +166,30 @@ def _leaf(space: Any) -> _Leaf:
         return _Leaf(space.shape, None)
     if isinstance(space, gym_spaces.Box) and len(space.shape) <= 1 and prod(space.shape) > 0:
         return _Leaf(space.shape, None, normalised=True)
+    if isinstance(space, gym_spaces.Box) and len(space.shape) == 3 and prod(space.shape) > 0:
+        return _image_leaf(space)
     hint = ""
     if isinstance(space, gym_spaces.Box) and prod(space.shape) > 0:
         hint = "; gymnasium.wrappers.FlattenObservation makes this one a vector"
     raise UnsupportedSpace(
         f"observation space {one_line(space)} is not supported: supported are {SUPPORTED_OBSERVATIONS}{hint}"
     )
+
+
+def _image_leaf(space: gym_spaces.Box) -> _Leaf:
+    """An image of rows, columns and channels, or of channels, rows and columns.
+
+    The channels are the odd one out of a square image; of any other, the first where it is shorter than the last.
+    """
+    first, second, third = space.shape
+    square_last, square_first = second == third, first == second
+    channels_first = square_last if square_last != square_first else first < third
+    image = (second, third, first) if channels_first else (first, second, third)
+    low, high = float(np.min(space.low)), float(np.max(space.high))
+    span = high - low
+    if _NARROWEST_RANGE <= span <= _WIDEST_RANGE and abs(low) <= _WIDEST_RANGE:
+        return _Leaf(space.shape, None, image=image, offset=low, span=span)
+    return _Leaf(space.shape, None, normalised=True, image=image)
 
 
 @dataclass(frozen=True)
@@ -342,12 +386,31 @@ def describe(space: gymnasium.Space) -> dict[str, Any]:
     if isinstance(space, gym_spaces.Box):
         return {
             "type": "Box",
-            "low": space.low.tolist(),
-            "high": space.high.tolist(),
+            "low": _told(space.low),
+            "high": _told(space.high),
             "shape": list(space.shape),
             "dtype": str(space.dtype),
         }
     raise UnsupportedSpace(f"space {one_line(space)} is not supported: supported are {SUPPORTED_OBSERVATIONS}")
+
+
+def _told(bound: np.ndarray) -> Any:
+    """A Box's bound as JSON has it; one number for an image whose pixels all have the same."""
+    return bound.flat[0].item() if bound.ndim == 3 and bound.size and (bound == bound.flat[0]).all() else bound.tolist()
+
+
+def _bound(told: Any, shape: Any, dtype: np.dtype) -> np.ndarray:
+    """The bound that `_told` told, an array of that shape. Raises ValueError."""
+    bound = np.asarray(told, dtype)
+    if bound.ndim or len(shape) != 3:
+        return bound.reshape(shape)
+    _check_count(shape)
+    return np.full(shape, bound)
+
+
+def _check_count(shape: Any) -> None:
+    if np.prod(shape, dtype=float) > _MOST_NUMBERS:
+        raise ValueError(f"more than {_MOST_NUMBERS} numbers")
 
 
 def parse(text: dict[str, Any]) -> gymnasium.Space:
@@ -365,13 +428,12 @@ def parse(text: dict[str, Any]) -> gymnasium.Space:
                 np.asarray(text["nvec"]), dtype=np.dtype(text["dtype"]).type, start=np.asarray(text["start"])
             )
         if kind == "MultiBinary":
-            if np.prod(text["n"], dtype=float) > _MOST_BINARY:
-                raise ValueError(f"more than {_MOST_BINARY} numbers")
+            _check_count(text["n"])
             return gym_spaces.MultiBinary(text["n"])
         if kind == "Box":
             dtype = np.dtype(text["dtype"])
             with np.errstate(over="raise"):
-                low, high = (np.asarray(text[end], dtype).reshape(text["shape"]) for end in ("low", "high"))
+                low, high = (_bound(text[end], text["shape"], dtype) for end in ("low", "high"))
             return gym_spaces.Box(low, high, dtype=dtype.type)
     except (LookupError, TypeError, ValueError, ArithmeticError, AssertionError, AttributeError) as error:
         raise UnsupportedSpace(f"space description {reprlib.repr(text)} cannot be read: {one_line(error)}") from None

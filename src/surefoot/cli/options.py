@@ -82,12 +82,13 @@ def add_setting(
     if limits:
         text = f"{text} [{legal_range(limits)}]"
     options = [o for o in typing.get_args(kind) if o is not type(None)]
+    sequence = any(typing.get_origin(part) is tuple for part in (kind, *options))
     common = {"dest": destination, "default": argparse.SUPPRESS, "help": text}
     if typing.get_origin(kind) is typing.Literal:
         group.add_argument(option, choices=options, **common)
     elif kind is bool:
         group.add_argument(option, action=argparse.BooleanOptionalAction, **common)
-    elif typing.get_origin(kind) is tuple:
+    elif sequence:
         group.add_argument(option, type=whole, nargs="+", metavar="N", **common)
     else:
         is_whole = kind is int or int in options
