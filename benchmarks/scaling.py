@@ -78,7 +78,8 @@ def problem(point: Point) -> tuple[NeuralPolicy, Batch, Any]:
         theta, rebuild = flatten(initial)
         policy = rebuild(theta + 0.01 * jax.random.normal(shift, theta.shape))
         observation = jax.random.normal(rows, (point.rows, OBSERVED))
-        old = policy(observation)
+        # The hidden layers of a million rows at once would be the peak of the process.
+        old = jax.lax.map(policy, observation, batch_size=min(point.rows, 1000))
         action = old.sample(actions)
         advantage = jnp.tanh(observation[:, 0] + action[:, 0]) + jax.random.normal(noise, (point.rows,))
         batch = sampled_batch(observation, None, action, advantage, old, jnp.ones(point.rows))
