@@ -238,9 +238,8 @@ def page(rows: list[dict[str, Any]], flat: dict[str, dict[str, float]]) -> str:
         "A hidden layer's gradient is three matrix products of its size: forward, and backward to its weights and to "
         "its inputs. A Fisher product is four, two forward along the direction and two back, and in chunks five, for "
         "nothing is kept between products. So 4/3 and 5/3 are where wide networks tend to. Narrow ones lie below: the "
-        "gradient takes the activations anew every time, the linearised policy does not. On small batches a program's "
-        "fixed costs, on large ones the reading of what the linearisation kept move the ratio by as much again; in "
-        "chunks, which stay in the processor's cache, they do not.",
+        "gradient takes the activations anew every time, the linearised policy does not. This counts operations alone; "
+        "memory, threads and whatever else runs on the machine add to it.",
     ]
     for row in (row for row in rows if row["axis"] == "largest"):
         inside = "inside" if row["process_peak_mib"] <= 1024 * LIMIT_GIB else "over"
