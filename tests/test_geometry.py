@@ -255,7 +255,8 @@ in_chunks = jax.jit(_everything, static_argnums=4)
 
 
 @pytest.mark.parametrize(
-    ("head", "chunk"), [("masked", 1), ("masked", 3), ("masked", 4), ("masked", 50), ("gaussian", 4)]
+    ("head", "chunk"),
+    [("masked", 1), ("masked", 3), ("masked", 4), ("masked", 8), ("masked", 50), ("gaussian", 4), ("gaussian", 7)],
 )
 def test_chunks_of_any_size_give_what_the_whole_batch_gives(head, chunk, problem, rng):
     policy, new, rows = problem(head)
@@ -267,6 +268,43 @@ def test_chunks_of_any_size_give_what_the_whole_batch_gives(head, chunk, problem
         assert np.all(np.isfinite(one))
         assert one.dtype == other.dtype
         np.testing.assert_allclose(one, other, rtol=1e-11, atol=1e-14)
+
+
+def test_chunks_under_vmap_give_what_each_policy_gives_alone(problem, rng):
+    policy, _, rows = problem("gaussian")
+    batch = make_batch(**rows)
+    steps = 0.2 * rng.normal(size=(3, flat(policy).size))
+    together = jax.jit(jax.vmap(lambda new, v: _everything(new, new, batch, v, 4)))(
+        jax.vmap(shifted, (None, 0))(policy, steps), steps
+    )
+    for lane, step in enumerate(steps):
+        new = shifted(policy, step)
+        for one, other in zip(
+            jax.tree.leaves(in_chunks(new, new, batch, step, 0)), jax.tree.leaves(together), strict=True
+        ):
+            np.testing.assert_allclose(one, other[lane], rtol=1e-11, atol=1e-14)
+
+
+CHUNKED = {
+    "gradient": lambda policy, batch, v: geometry.surrogate_gradient(policy, batch, chunk=32),
+    "product": lambda policy, batch, v: geometry.fisher_operator(policy, batch, chunk=32)(v),
+    "empirical product": lambda policy, batch, v: geometry.empirical_fisher_operator(policy, batch, chunk=32)(v),
+}
+
+
+@pytest.mark.parametrize("name", CHUNKED)
+def test_memory_of_sums_over_chunks_does_not_grow_with_the_batch(name, problem):
+    policy, _, rows = problem("gaussian")
+    batch = make_batch(**rows)
+    v = flat(policy)
+    temporary = []
+    for size in (300, 1200):
+        longer = jax.tree.map(lambda leaf, size=size: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), batch)
+        told = jax.jit(CHUNKED[name]).lower(policy, longer, v).compile().memory_analysis()
+        if told is None:
+            pytest.skip("the compiler of this platform does not say what memory a program takes")
+        temporary.append(told.temp_size_in_bytes)
+    assert 0 < temporary[1] < 1.2 * temporary[0]
 
 
 # Rows that are not experience

@@ -251,39 +251,53 @@ def _scale_rows(weight: Array, leaf: Array) -> Array:
     return leaf * weight.reshape(weight.shape + (1,) * (leaf.ndim - weight.ndim))
 
 
-def _in_chunks(batch: Batch, chunk: int) -> Batch:
-    """The batch as [chunks, chunk, ...]; the last chunk is filled up with rows of weight 0."""
-    missing = -batch.size % chunk
-    padded = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[:1].repeat(missing, axis=0)]), batch)
-    real = jnp.arange(batch.size + missing) < batch.size
-    padded = eqx.tree_at(
-        lambda b: (b.weight, b.log_base, b.advantage),
-        padded,
-        (
-            jnp.where(real, padded.weight, 0),
-            jnp.where(real, padded.log_base, -jnp.inf),
-            jnp.where(real, padded.advantage, 0),
-        ),
-    )
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, chunk, *leaf.shape[1:]), padded)
+def _evenly(batch: Batch, chunk: int) -> tuple[int, int]:
+    """How many chunks of at most `chunk` rows the batch makes, and the rows of each, as equal as they can be."""
+    count = -(-batch.size // chunk)
+    return count, -(-batch.size // count)
+
+
+def _chunk(batch: Batch, number: Array, length: int) -> tuple[Batch, Array]:
+    """Chunk `number` of `length` rows and where it begins.
+
+    It is cut out where it is used: a batch that is laid out anew for a loop would be in memory twice. The last chunk
+    ends with the batch, so it may begin with rows that the one before has had.
+    """
+    begin = jnp.minimum(number * length, batch.size - length)
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, begin, length), batch), begin
 
 
 def _sum_over_chunks(function: Callable[[Batch], Array], batch: Batch, chunk: int) -> Array:
     if not chunk or chunk >= batch.size:
         return function(batch)
-    parts = _in_chunks(batch, chunk)
-    shape = jax.eval_shape(function, jax.tree.map(lambda leaf: leaf[0], parts))
+    count, length = _evenly(batch, chunk)
 
-    def add(total, part):
-        return total + function(part), None
+    def add(number, total):
+        part, begin = _chunk(batch, number, length)
+        fresh = begin + jnp.arange(length) >= number * length
+        rows_once = (
+            jnp.where(fresh, part.weight, 0),
+            jnp.where(fresh, part.log_base, -jnp.inf),
+            jnp.where(fresh, part.advantage, 0),
+        )
+        return total + function(eqx.tree_at(lambda b: (b.weight, b.log_base, b.advantage), part, rows_once))
 
-    total, _ = jax.lax.scan(add, jnp.zeros(shape.shape, shape.dtype), parts)
-    return total
+    part = jax.eval_shape(lambda: _chunk(batch, jnp.asarray(0), length)[0])
+    shape = jax.eval_shape(function, part)
+    return jax.lax.fori_loop(0, count, add, jnp.zeros(shape.shape, shape.dtype))
 
 
 def _map_over_chunks(function: Callable[[Batch], Any], batch: Batch, chunk: int) -> Any:
     """`function`'s row-wise results [B] for the whole batch."""
     if not chunk or chunk >= batch.size:
         return function(batch)
-    mapped = jax.lax.map(function, _in_chunks(batch, chunk))
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[: batch.size], mapped)
+    count, length = _evenly(batch, chunk)
+
+    def write(number, results):
+        part, begin = _chunk(batch, number, length)
+        put = lambda whole, piece: jax.lax.dynamic_update_slice_in_dim(whole, piece, begin, 0)  # noqa: E731
+        return jax.tree.map(put, results, function(part))
+
+    shape = jax.eval_shape(function, batch)
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
+    return jax.lax.fori_loop(0, count, write, nothing)
