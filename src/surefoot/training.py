@@ -31,7 +31,7 @@ from surefoot.report.curve import learning_curve
 from surefoot.report.page import write_report
 from surefoot.rules import RULES, Rule
 from surefoot.settings import as_json, dumps
-from surefoot.sources import make_source, refuse_foreign_code
+from surefoot.sources import caution, make_source, refuse_foreign_code
 from surefoot.sources.base import Source
 from surefoot.sources.environments import environment_name
 from surefoot.sources.functional import FunctionalSource
@@ -78,7 +78,8 @@ def train(
     """Train a policy, evaluate it and leave a run folder with a report.
 
     Arguments:
-        environment: a Gymnasium id, `package.module:callable`, or a callable that returns an environment.
+        environment: a Gymnasium id, `gymnax:…` or `brax:…`, `package.module:callable`, a callable that returns an
+            environment, or a FunctionalEnvironment.
         rule: such as `surefoot.TRPO(radius=0.01)`, or a rule's name for its defaults.
         out: the run's folder; by default a new one under runs/.
         progress: show a panel (or lines, outside a terminal) on standard error.
@@ -269,6 +270,8 @@ def _train(
     told: Callable[[str], None],
 ) -> Run:
     folder = begun.folder
+    if line := caution(source):
+        told(line)
     with _way_on(folder):
         standing, stopped = _learn(begun, rule, run, source, progress, tensorboard, stop, told)
         trained = _save_policy(standing.learner, source, begun.name, run, folder)
