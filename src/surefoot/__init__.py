@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from surefoot.improvement import exact_rule, improve
     from surefoot.policy import TabularPolicy
     from surefoot.rules import NPG, PG, PI, PPO, TRPO, Dual, KLPenalty, Rule, UpdateReport
+    from surefoot.sources.functional import FunctionalEnvironment, Transition
     from surefoot.training import Run, resume, train
 
 _WHERE = {
@@ -64,6 +65,8 @@ _WHERE = {
     "TRPO": "rules",
     "Rule": "rules",
     "UpdateReport": "rules",
+    "FunctionalEnvironment": "sources.functional",
+    "Transition": "sources.functional",
     "Run": "training",
     "resume": "training",
     "train": "training",
@@ -81,6 +84,7 @@ __all__ = [
     "Dual",
     "EnvironmentFault",
     "EnvironmentNotFound",
+    "FunctionalEnvironment",
     "KLPenalty",
     "ModelError",
     "Rule",
@@ -89,6 +93,7 @@ __all__ = [
     "SettingError",
     "SurefootError",
     "TabularPolicy",
+    "Transition",
     "UnsupportedSpace",
     "UpdateReport",
     "__version__",
