@@ -14,7 +14,7 @@ from surefoot.sources.guard import Guarded, line, of_the_environment, overdue, q
 from surefoot.sources.watch import Overdue, Watch
 
 _SPACES = ("observation space", "action space")
-_WANTED = "a Gymnasium id, package.module:callable, or a callable that returns a gymnasium.Env"
+_WANTED = "a Gymnasium id, package.module:callable, a callable that returns a gymnasium.Env, or a FunctionalEnvironment"
 
 
 def environment_name(environment: str | Callable[[], Any]) -> str:
