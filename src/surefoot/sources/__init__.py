@@ -42,16 +42,13 @@ def functional_environment(environment: str | Callable[[], Any]) -> FunctionalEn
         from surefoot.sources.environments import attribute_of
 
         meant = attribute_of(environment)
-    from surefoot.sources.contract import checked
+    from surefoot.sources.contract import checked, made
     from surefoot.sources.environments import environment_name
     from surefoot.sources.functional import FunctionalEnvironment
 
-    name = environment_name(environment)
     if _returned(meant).endswith(FunctionalEnvironment.__name__):
-        from surefoot.sources.contract import made
-
-        meant = made(meant, name)
-    return checked(meant, name) if isinstance(meant, FunctionalEnvironment) else None
+        meant = made(meant, environment_name(environment))
+    return checked(meant, environment_name(environment)) if isinstance(meant, FunctionalEnvironment) else None
 
 
 def _returned(function: Any) -> str:
