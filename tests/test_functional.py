@@ -453,7 +453,9 @@ def test_every_task_of_gymnax_tells_its_limit_from_an_end():
         try:
             environment = checked(gymnax_adapter.adapt(*gymnax.make(name)), name)
             made, parameters = gymnax.make(name)
-            short = gymnax_adapter.adapt(made, parameters.replace(max_steps_in_episode=4))
+            short = gymnax_adapter.adapt(
+                made, parameters.replace(max_steps_in_episode=type(parameters.max_steps_in_episode)(4))
+            )
         except Exception as error:
             refused[name] = type(error).__name__
             continue
