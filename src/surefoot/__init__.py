@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from surefoot.improvement import exact_rule, improve
     from surefoot.policy import TabularPolicy
     from surefoot.rules import NPG, PG, PI, PPO, TRPO, Dual, KLPenalty, Rule, UpdateReport
+    from surefoot.sources.functional import FunctionalEnvironment, Transition
     from surefoot.studies import Study, resume_study, study
     from surefoot.training import Run, resume, train
 
@@ -68,6 +69,8 @@ _WHERE = {
     "Study": "studies",
     "resume_study": "studies",
     "study": "studies",
+    "FunctionalEnvironment": "sources.functional",
+    "Transition": "sources.functional",
     "Run": "training",
     "resume": "training",
     "train": "training",
@@ -85,6 +88,7 @@ __all__ = [
     "Dual",
     "EnvironmentFault",
     "EnvironmentNotFound",
+    "FunctionalEnvironment",
     "KLPenalty",
     "ModelError",
     "Rule",
@@ -94,6 +98,7 @@ __all__ = [
     "Study",
     "SurefootError",
     "TabularPolicy",
+    "Transition",
     "UnsupportedSpace",
     "UpdateReport",
     "__version__",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from surefoot import config
@@ -111,13 +113,21 @@ def make_critic(
     # Adam begins with zeros; asking for their shapes alone spares a compiled program for each.
     moments = jax.tree.map(
         lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype)),
-        jax.eval_shape(_optimiser(settings).init, critic.network),
+        jax.eval_shape(lambda: _optimiser(settings).init(_flat(critic.network)[0])),
     )
     return CriticState(critic, moments, jax.device_put(np.zeros((), np.int32)))
 
 
 def _optimiser(settings: config.Critic) -> optax.GradientTransformation:
     return optax.adam(settings.step_size, eps=1e-5)
+
+
+def _flat(network: Network) -> tuple[Float[Array, " P"], Callable[[Float[Array, " P"]], Network]]:
+    """The parameters as one vector, and the network as a function of it: Adam on one array is a third of the time of
+    Adam on eight small ones."""
+    parameters, rest = eqx.partition(network, eqx.is_inexact_array)
+    vector, unflatten = ravel_pytree(parameters)
+    return vector, lambda vector: eqx.combine(unflatten(vector), rest)
 
 
 def fit(
@@ -156,31 +166,33 @@ def fit(
     size = min(settings.minibatch, rows)
     count = rows // size
 
-    def loss(network: Network, features: Array, goal: Array, weight: Array) -> Array:
-        squared = (network(features)[..., 0] - goal) ** 2
+    vector, rebuild = _flat(critic.network)
+
+    def loss(vector: Array, features: Array, goal: Array, weight: Array) -> Array:
+        squared = (rebuild(vector)(features)[..., 0] - goal) ** 2
         return jnp.sum(weight * squared) / jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
 
-    def step(carry, index):
-        network, moments = carry
-        gradient = jax.grad(loss)(network, features[index], goal[index], weight[index])
-        change, moments = optimiser.update(gradient, moments, network)
-        return (eqx.apply_updates(network, change), moments), None
+    def step(carry, minibatch):
+        vector, moments = carry
+        change, moments = optimiser.update(jax.grad(loss)(vector, *minibatch), moments, vector)
+        return (vector + change, moments), None
 
     def epoch(carry, key):
         # The few rows that do not fill a minibatch sit out this pass and another is drawn for the next.
-        order = shuffled(key, rows)[: count * size].reshape(count, size)
-        return jax.lax.scan(step, carry, order)
+        order = shuffled(key, rows)[: count * size]
+        minibatches = [array[order].reshape(count, size, *array.shape[1:]) for array in (features, goal, weight)]
+        return jax.lax.scan(step, carry, minibatches)
 
     keys = jax.random.split(key, settings.epochs)
-    (network, moments), _ = jax.lax.scan(epoch, (critic.network, state.optimiser), keys)
+    (vector, moments), _ = jax.lax.scan(epoch, (vector, state.optimiser), keys)
     report = CriticReport(
         explained_variance=explained,
-        loss=loss(network, features, goal, weight),
+        loss=loss(vector, features, goal, weight),
         value_mean=jnp.sum(weight * value),
         target_mean=mean,
         target_std=critic.std,
     )
-    critic = eqx.tree_at(lambda c: c.network, critic, network)
+    critic = eqx.tree_at(lambda c: c.network, critic, rebuild(vector))
     return CriticState(critic, moments, state.fits + 1), report
 
 

@@ -31,7 +31,7 @@ from surefoot.recipe import read_recipe
 from surefoot.record import new_run_folder
 from surefoot.resuming import Begun, newest, refuse_links
 from surefoot.rules import Rule
-from surefoot.sources import make_source
+from surefoot.sources import caution, make_source
 from surefoot.sources.environments import environment_name
 from surefoot.sources.functional import FunctionalEnvironment, FunctionalSource
 from surefoot.standing import Standing, further
@@ -76,13 +76,16 @@ def train_together(
     if not isinstance(source, FunctionalSource):
         raise SettingError(f"environment must be one written in JAX, but {source.name} came; train its runs one by one")
     name = environment_name(environment)
+    told = told or warn
+    if line := caution(source):
+        told(line)
     outcomes: list[Outcome] = []
     with Together(f"{name} · {len(plans)} runs", plans[0].run.steps, len(plans), shown=progress) as view:
         for part in _groups(source, plans, lanes):
             if stop is not None and outcomes and stop():
                 outcomes += [_NOTHING] * len(part)
             else:
-                outcomes += _group(environment, name, source, part, view, stop, told or warn)
+                outcomes += _group(environment, name, source, part, view, stop, told)
     return outcomes
 
 

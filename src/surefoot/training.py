@@ -34,7 +34,7 @@ from surefoot.report.page import write_report
 from surefoot.resuming import Begun, begun_with, newest, refuse_links
 from surefoot.rules import RULES, Rule
 from surefoot.settings import dumps
-from surefoot.sources import make_source, refuse_foreign_code
+from surefoot.sources import caution, make_source, refuse_foreign_code
 from surefoot.sources.base import Source
 from surefoot.sources.environments import environment_name
 from surefoot.sources.functional import FunctionalSource
@@ -81,7 +81,8 @@ def train(
     """Train a policy, evaluate it and leave a run folder with a report.
 
     Arguments:
-        environment: a Gymnasium id, `package.module:callable`, or a callable that returns an environment.
+        environment: a Gymnasium id, `gymnax:…` or `brax:…`, `package.module:callable`, a callable that returns an
+            environment, or a FunctionalEnvironment.
         rule: such as `surefoot.TRPO(radius=0.01)`, or a rule's name for its defaults.
         out: the run's folder; by default a new one under runs/.
         progress: show a panel (or lines, outside a terminal) on standard error.
@@ -190,6 +191,8 @@ def _train(
     told: Callable[[str], None],
 ) -> Run:
     folder = begun.folder
+    if line := caution(source):
+        told(line)
     with _way_on(folder):
         standing, stopped, trained = _learn(begun, rule, run, source, progress, tensorboard, stop, told)
         draw(learning_curve, folder, told)

@@ -5,6 +5,7 @@ This module imports nothing slow: the worker processes of asynchronous environme
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from surefoot.sources.functional import FunctionalEnvironment
 
 
-LIBRARIES = ("gymnax",)
+LIBRARIES = ("brax", "gymnax")
 """Libraries of environments written in JAX: what stands before the colon in the names of their tasks."""
 
 
@@ -29,12 +30,11 @@ def functional_environment(environment: str | Callable[[], Any]) -> FunctionalEn
     """The environment written in JAX that is meant; None for every other one.
 
     That is a task of one of LIBRARIES; a FunctionalEnvironment; and a callable, itself or as `package.module:callable`,
-    whose annotation says that it returns one. Raises EnvironmentNotFound.
+    whose annotation says that it returns one. Raises EnvironmentNotFound, UnsupportedSpace, and EnvironmentFault where
+    it cannot be made or is none (see `contract.checked`).
     """
-    if isinstance(environment, str) and environment.startswith("gymnax:"):
-        from surefoot.sources.gymnax import gymnax_environment
-
-        return gymnax_environment(environment.removeprefix("gymnax:"))
+    if isinstance(environment, str) and ":" in environment and not runs_code(environment):
+        return _task_of_a_library(environment)
     meant: Any = environment
     if isinstance(environment, str):
         if not runs_code(environment):
@@ -42,12 +42,46 @@ def functional_environment(environment: str | Callable[[], Any]) -> FunctionalEn
         from surefoot.sources.environments import attribute_of
 
         meant = attribute_of(environment)
+    from surefoot.sources.contract import checked, made
+    from surefoot.sources.environments import environment_name
     from surefoot.sources.functional import FunctionalEnvironment
 
-    returned = getattr(meant, "__annotations__", {}).get("return", None)
-    if callable(meant) and str(getattr(returned, "__name__", returned)).endswith(FunctionalEnvironment.__name__):
-        meant = meant()
-    return meant if isinstance(meant, FunctionalEnvironment) else None
+    if _returned(meant).endswith(FunctionalEnvironment.__name__):
+        meant = made(meant, environment_name(environment))
+    return checked(meant, environment_name(environment)) if isinstance(meant, FunctionalEnvironment) else None
+
+
+def _returned(function: Any) -> str:
+    """The name of what a callable's annotation says that it returns; empty where there is none."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    returned = getattr(function, "__annotations__", {}).get("return", "") if callable(function) else ""
+    return str(getattr(returned, "__name__", returned))
+
+
+@functools.cache  # a run asks for it three times, to train, to evaluate and to see whether it repeats
+def _task_of_a_library(environment: str) -> FunctionalEnvironment:
+    from surefoot.sources.contract import checked
+
+    library, _, task = environment.partition(":")
+    if library == "brax":
+        from surefoot.sources.brax import brax_environment
+
+        return checked(brax_environment(task), environment)
+    from surefoot.sources.gymnax import gymnax_environment
+
+    return checked(gymnax_environment(task), environment)
+
+
+def caution(source: Source) -> str | None:
+    """A line for whoever trains with this source of what it cannot tell apart; None where there is nothing to say."""
+    environment = getattr(source, "environment", None)
+    if getattr(environment, "tells_truncation", True):
+        return None
+    return (
+        f"{source.name} does not tell a time limit from a real end: every end counts as one whose state has value 0, "
+        "which biases values wherever episodes are cut"
+    )
 
 
 def refuse_foreign_code(where: object, environment: str, *, allowed: bool) -> None:

@@ -14,7 +14,7 @@ from surefoot.sources.guard import Guarded, line, of_the_environment, overdue, q
 from surefoot.sources.watch import Overdue, Watch
 
 _SPACES = ("observation space", "action space")
-_WANTED = "a Gymnasium id, package.module:callable, or a callable that returns a gymnasium.Env"
+_WANTED = "a Gymnasium id, package.module:callable, a callable that returns a gymnasium.Env, or a FunctionalEnvironment"
 
 
 def environment_name(environment: str | Callable[[], Any]) -> str:
@@ -112,7 +112,7 @@ def _make(make: Callable[[], gymnasium.Env], name: str) -> gymnasium.Env:
         if fault is None:
             raise
         raise fault from error
-    return _with_spaces(made, name)
+    return with_spaces(made, name)
 
 
 def _call(function: Callable[..., Any], name: str, options: dict[str, Any]) -> gymnasium.Env:
@@ -125,10 +125,10 @@ def _call(function: Callable[..., Any], name: str, options: dict[str, Any]) -> g
             raise
         raise fault from error
     if not isinstance(made, gymnasium.Env):
-        raise EnvironmentNotFound(
-            f"environment {name!r} returned a {type(made).__name__}; it must return a gymnasium.Env"
-        )
-    return _with_spaces(made, name)
+        kind = type(made).__name__
+        written = "; annotate it `-> FunctionalEnvironment`" if kind == "FunctionalEnvironment" else ""
+        raise EnvironmentNotFound(f"environment {name!r} returned a {kind}; it must return a gymnasium.Env{written}")
+    return with_spaces(made, name)
 
 
 def _unmade(name: str, error: BaseException) -> EnvironmentFault | None:
@@ -138,7 +138,8 @@ def _unmade(name: str, error: BaseException) -> EnvironmentFault | None:
     return EnvironmentFault(f"environment {name!r} cannot be made: {line(error)}")
 
 
-def _with_spaces(made: gymnasium.Env, name: str) -> gymnasium.Env:
+def with_spaces(made: Any, name: str) -> Any:
+    """The environment itself. Raises UnsupportedSpace where it has no Gymnasium spaces."""
     for what in ("observation_space", "action_space"):
         space = getattr(made, what, None)
         if not isinstance(space, gymnasium.Space):

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
-import jax
 import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
 
-from surefoot.errors import EnvironmentNotFound, UnsupportedSpace, did_you_mean
+from surefoot.errors import EnvironmentFault, EnvironmentNotFound, SurefootError, UnsupportedSpace, did_you_mean
 from surefoot.sources.functional import FunctionalEnvironment, Transition
 from surefoot.sources.guard import line
+from surefoot.spaces import one_line
 
 
 def gymnax_environment(name: str) -> FunctionalEnvironment:
-    """The task `name` of gymnax with its default parameters. Raises EnvironmentNotFound, UnsupportedSpace."""
+    """The task `name` of gymnax with its default parameters.
+
+    Raises EnvironmentNotFound, UnsupportedSpace, and EnvironmentFault where it cannot be made.
+    """
     try:
         import gymnax
         from gymnax.registration import registered_envs
@@ -26,51 +32,74 @@ def gymnax_environment(name: str) -> FunctionalEnvironment:
         ) from None
     if name not in registered_envs:
         raise EnvironmentNotFound(f"gymnax has no environment {name!r}{did_you_mean(name, registered_envs)}")
-    made, parameters = gymnax.make(name)
-    return adapt(made, parameters)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return adapt(*gymnax.make(name))
+    except SurefootError:
+        raise
+    except Exception as error:
+        raise EnvironmentFault(f"environment 'gymnax:{name}' cannot be made: {line(error)}") from error
 
 
 def adapt(made: Any, parameters: Any) -> FunctionalEnvironment:
-    """A gymnax environment with these parameters as a FunctionalEnvironment."""
-    limited = hasattr(parameters, "max_steps_in_episode")
+    """A gymnax environment with these parameters as a FunctionalEnvironment. A plane of numbers is shown as a vector.
+
+    0.x calls a time limit an end like any other; a step whose limit is far away says which it was. What the two have in
+    common is computed once. 1.x has `is_truncated`; an environment that it lets have nothing but the `step` of six
+    values, which resets itself, shows the true final observation in `info`.
+    """
+    space = gymnasium_space(made.observation_space(parameters))
+    if plane := isinstance(space, spaces.Box) and len(space.shape) == 2:
+        space = spaces.flatten_space(space)
+    bare = hasattr(made, "step_env")
+    tells = not bare or hasattr(made, "is_truncated")
+    limited = not tells and hasattr(parameters, "max_steps_in_episode")
     endless = parameters.replace(max_steps_in_episode=np.iinfo(np.int32).max) if limited else parameters
 
-    def reset(key: Any) -> tuple[Any, Any]:
-        observation, state = made.reset_env(key, parameters)
-        return _typed(state), observation
+    def show(observation: Any) -> Any:
+        return jnp.ravel(observation) if plane else observation
 
+    @_quietly
+    def reset(key: Any) -> tuple[Any, Any]:
+        observation, state = (made.reset_env if bare else made.reset)(key, parameters)
+        return state, show(observation)
+
+    @_quietly
     def step(key: Any, state: Any, action: Any) -> Transition:
+        if not bare:
+            _, after, reward, terminated, truncated, info = made.step(key, state, action, parameters)
+            return _transition(after, show(info["final_observation"]), reward, terminated, truncated)
         observation, after, reward, ended, *_ = made.step_env(key, state, action, parameters)
-        terminated = ended
-        if hasattr(made, "is_truncated"):
+        terminated, truncated = ended, False
+        if tells:
             truncated = made.is_truncated(after, parameters)
         elif limited:
-            # 0.x calls a time limit an end like any other; a step without a limit says which it was. What the two
-            # have in common is computed once.
             terminated = made.step_env(key, state, action, endless)[3]
             truncated = jnp.asarray(ended) & ~jnp.asarray(terminated)
-        else:
-            truncated = jnp.zeros((), bool)
-        return Transition(
-            _typed(after),
-            observation,
-            jnp.asarray(reward, jnp.float32),
-            jnp.asarray(terminated, bool),
-            jnp.asarray(truncated, bool),
-        )
+        return _transition(after, show(observation), reward, terminated, truncated)
 
     return FunctionalEnvironment(
-        reset,
-        step,
-        gymnasium_space(made.observation_space(parameters)),
-        gymnasium_space(made.action_space(parameters)),
-        tells_truncation=limited or hasattr(made, "is_truncated"),
+        reset, step, space, gymnasium_space(made.action_space(parameters)), tells_truncation=tells or limited
     )
 
 
-def _typed(state: Any) -> Any:
-    """A state whose leaves are arrays: a fresh one may hold Python's numbers."""
-    return jax.tree.map(jnp.asarray, state)
+def _transition(state: Any, observation: Any, reward: Any, terminated: Any, truncated: Any) -> Transition:
+    """Some of gymnax's rewards are bools, and some ends numbers; an end that is both is a real one."""
+    terminated, truncated = jnp.asarray(terminated, bool), jnp.asarray(truncated, bool)
+    return Transition(state, observation, jnp.asarray(reward, float), terminated, truncated & ~terminated)
+
+
+def _quietly(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function without what it warns of while it is traced: of its own types, which nobody here can mend."""
+
+    @functools.wraps(function)
+    def quiet(*arguments: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return function(*arguments)
+
+    return quiet
 
 
 def gymnasium_space(space: Any) -> gymnasium.Space:
@@ -86,4 +115,4 @@ def gymnasium_space(space: Any) -> gymnasium.Space:
         return spaces.Dict({key: gymnasium_space(part) for key, part in space.spaces.items()})
     if kind == "Tuple":
         return spaces.Tuple([gymnasium_space(part) for part in space.spaces])
-    raise UnsupportedSpace(f"gymnax's space {space!r} is not supported")
+    raise UnsupportedSpace(f"gymnax's space {one_line(repr(space))} is not supported")
