@@ -7,7 +7,7 @@ import pytest
 import functional_probes
 import surefoot as sf
 from surefoot import compiled, config, history
-from surefoot.compiled import fetched, how_many, iterations, make_chunk, numbers_of
+from surefoot.compiled import copied, fetched, how_many, iterations, numbers_of, program
 from surefoot.errors import EnvironmentFault, Stopped
 from surefoot.iteration import begin, iterate, settled
 from surefoot.sources import make_source
@@ -30,12 +30,13 @@ def close(one, other):
     return one == other
 
 
-@pytest.mark.parametrize(("name", "rule"), [("walk", "trpo"), ("push", "ppo")])
+@pytest.mark.parametrize(("name", "rule"), [("walk", "trpo"), pytest.param("push", "ppo", marks=pytest.mark.long)])
 def test_a_chunk_is_the_iterations_that_the_host_makes(name, rule):
     run = config.make_run(**{**TINY, "holdout": 0.25})
     source, rule = make_source(f"functional_probes:{name}", run.collection), make_rule(rule)
     learner, state = begin(source, rule, run)
-    chunk = jax.jit(make_chunk(source))(numbers_of(rule, run, np.float32), learner, state, 3, 3)
+    begun = copied((learner, state))
+    chunk = program(source.environment, source.envs, source.horizon)(numbers_of(rule, run, np.float32), *begun, 3, 3)
     for mine in iterations(fetched(chunk), rule, run):
         learner, state, hosts = iterate(source, rule, run, learner, state)
         one, other = (settled(made.row) | made.judgement for made in (mine, hosts))
@@ -84,14 +85,15 @@ def test_bits_do_not_depend_on_where_chunks_end_nor_on_stops(whole, tmp_path, mo
 
 def test_the_program_is_compiled_once(whole, tmp_path):
     source = make_source("functional_probes:walk", config.make_run(**TINY).collection)
-    run, rule = config.make_run(**TINY), make_rule("pg")
-    chunk, numbers = jax.jit(make_chunk(source)), numbers_of(rule, run, np.float32)
-    learner, state = begin(source, rule, run)
+    run, rule = config.make_run(seed=3, discount=0.9, **TINY), sf.TRPO(radius=0.1)
+    chunk, numbers = program(source.environment, source.envs, source.horizon), numbers_of(rule, run, np.float32)
+    learner, state = copied(begin(source, rule, run))
+    compiled_before = chunk._cache_size()
     for count in (1, 2, 5):
         made = chunk(numbers, learner, state, count, count)
         learner, state = made.learner, made.state
         assert int(made.count) == count
-    assert chunk._cache_size() == 1
+    assert chunk._cache_size() == compiled_before  # that of `whole`, whose numbers are others
 
 
 def test_a_failing_environment_is_named_and_what_was_learned_until_then_is_kept(tmp_path):

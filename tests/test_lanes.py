@@ -21,7 +21,7 @@ from surefoot.turns import Plan
 TINY = {"envs": 8, "horizon": 16, "hidden": (8,), "critic_hidden": (8,), "critic_epochs": 1, "evaluation_episodes": 3}
 TIMES = {"seconds", "collect_seconds", "update_seconds", "certify_seconds", "critic_seconds"}
 WALK = functional_probes.walk()
-UNLUCKY = functional_probes.walk(chance=1 / 8000)
+UNLUCKY = functional_probes.walk(chance=1 / 2200)
 RADII = (0.003, 0.01, 0.03)
 
 
@@ -82,27 +82,27 @@ def test_each_lane_is_the_run_alone_in_float64(name, x64):
 
 
 @pytest.fixture(scope="module")
-def three(tmp_path_factory):
-    """Three runs with other seeds and radii, made together."""
+def six(tmp_path_factory):
+    """Six runs with other seeds and radii, made together; in each of them a step fails with a chance of a half."""
     folder = tmp_path_factory.mktemp("lanes")
     plans = [
         Plan(folder / f"s{seed}", sf.TRPO(radius=radius), config.make_run(seed=seed, steps=1500, **TINY))
-        for seed, radius in enumerate(RADII)
+        for seed, radius in enumerate(RADII * 2)
     ]
     return plans, train_together(UNLUCKY, plans, progress=False)
 
 
-def test_a_lane_that_goes_wrong_is_told_of_and_the_others_go_on(three):
-    plans, outcomes = three
+def test_a_lane_that_goes_wrong_is_told_of_and_the_others_go_on(six):
+    plans, outcomes = six
     failed = [outcome.error is not None for outcome in outcomes]
-    assert 0 < sum(failed) < 3
+    assert 0 < sum(failed) < 6
     for plan, outcome in zip(plans, outcomes, strict=True):
         rows = rows_of(plan.folder)
         assert [row["update"] for row in rows] == list(range(1, len(rows) + 1))
         if outcome.error:
             assert "walk" in outcome.error or "step" in outcome.error
             assert outcome.run is None
-            assert rows[-1]["steps"] < 1500
+            assert not rows or rows[-1]["steps"] < 1500
         else:
             assert outcome.run.path == plan.folder
             assert outcome.run.steps == rows[-1]["steps"] >= 1500 > rows[-2]["steps"]
@@ -111,8 +111,8 @@ def test_a_lane_that_goes_wrong_is_told_of_and_the_others_go_on(three):
         sf.load(plan.folder).act(np.zeros(3, np.float32))
 
 
-def test_a_lanes_first_update_in_float32_is_that_of_the_run_alone(three, tmp_path):
-    plans, _ = three
+def test_a_lanes_first_update_in_float32_is_that_of_the_run_alone(six, tmp_path):
+    plans, _ = six
     for plan in plans[:1]:
         settings = TINY | {"steps": 100, "seed": plan.run.seed}
         train(UNLUCKY, plan.rule, out=tmp_path / "alone", progress=False, **settings)
@@ -122,8 +122,8 @@ def test_a_lanes_first_update_in_float32_is_that_of_the_run_alone(three, tmp_pat
             np.testing.assert_allclose(one[key], other[key], rtol=1e-2, err_msg=key)
 
 
-def test_lanes_that_were_stopped_go_on_to_the_same_bits(three, tmp_path):
-    plans, outcomes = three
+def test_lanes_that_were_stopped_go_on_to_the_same_bits(six, tmp_path):
+    plans, outcomes = six
     parts = [plan._replace(folder=tmp_path / plan.folder.name) for plan in plans]
     told = []
     first = train_together(UNLUCKY, parts, progress=False, stop=lambda: True, told=told.append)

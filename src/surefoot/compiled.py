@@ -51,7 +51,7 @@ class Packed(eqx.Module):
                 found.append(next(rest))
                 continue
             part = self.row[..., place : place + size]
-            found.append(part.reshape(*part.shape[:-1], *shape).astype(dtype))
+            found.append(part.reshape((*part.shape[:-1], *shape)).astype(dtype))
             place += size
         return jax.tree.unflatten(self.structure, found)
 
@@ -61,7 +61,7 @@ _SMALL = 64  # numbers of a leaf
 
 def packed(tree: Any) -> Packed:
     """The tree in few arrays; at least one of its small leaves is floating-point."""
-    leaves, structure = jax.tree.flatten(tree)
+    leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, tree))
     small = [jnp.ravel(leaf) for leaf in leaves if leaf.size <= _SMALL]
     dtype = jnp.result_type(*(leaf.dtype for leaf in small if jnp.issubdtype(leaf.dtype, jnp.floating)))
     row = jnp.concatenate([leaf.astype(dtype) for leaf in small])

@@ -6,7 +6,7 @@ This module imports nothing slow: the worker processes of asynchronous environme
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
 from surefoot import config
@@ -33,22 +33,25 @@ def functional_environment(environment: str | Callable[[], Any]) -> FunctionalEn
     whose annotation says that it returns one. Raises EnvironmentNotFound, UnsupportedSpace, and EnvironmentFault where
     it cannot be made or is none (see `contract.checked`).
     """
-    if isinstance(environment, str) and ":" in environment and not runs_code(environment):
-        return _task_of_a_library(environment)
+    from surefoot.sources.environments import attribute_of, environment_name
+
     meant: Any = environment
     if isinstance(environment, str):
         if not runs_code(environment):
-            return None
-        from surefoot.sources.environments import attribute_of
-
+            return _task_of_a_library(environment) if ":" in environment else None
         meant = attribute_of(environment)
+    understood = _understood if isinstance(meant, Hashable) else _understood.__wrapped__
+    return understood(meant, environment_name(environment))
+
+
+@functools.lru_cache(maxsize=64)  # as the next; and what was compiled for an environment is for that very object
+def _understood(meant: Any, name: str) -> FunctionalEnvironment | None:
     from surefoot.sources.contract import checked, made
-    from surefoot.sources.environments import environment_name
     from surefoot.sources.functional import FunctionalEnvironment
 
     if _returned(meant).endswith(FunctionalEnvironment.__name__):
-        meant = made(meant, environment_name(environment))
-    return checked(meant, environment_name(environment)) if isinstance(meant, FunctionalEnvironment) else None
+        meant = made(meant, name)
+    return checked(meant, name) if isinstance(meant, FunctionalEnvironment) else None
 
 
 def _returned(function: Any) -> str:
