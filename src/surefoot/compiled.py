@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array
 
 from surefoot import config
+from surefoot.compilation import of_whole_iterations
 from surefoot.iteration import Iteration, Learner, learn, told_of
 from surefoot.rules import Rule
 from surefoot.sources.functional import Fault, FunctionalEnvironment, FunctionalSource, FunctionalState, first_fault
@@ -110,7 +111,8 @@ def program(environment: FunctionalEnvironment, envs: int, horizon: int) -> Call
     Kept for the next run in the same process, which then need not compile it anew.
     """
     source = FunctionalSource(environment, name="", envs=envs, horizon=horizon)
-    return jax.jit(make_chunk(source), donate_argnames=("learner", "state"))
+    options = of_whole_iterations()
+    return jax.jit(make_chunk(source), donate_argnames=("learner", "state"), compiler_options=options)
 
 
 def make_chunk(source: FunctionalSource) -> Callable[..., Chunk]:
@@ -121,20 +123,21 @@ def make_chunk(source: FunctionalSource) -> Callable[..., Chunk]:
     thousand are the same program: the bits of an iteration do not depend on where chunks end.
     """
 
-    def chunk(numbers: Numbers, learner: Learner, state: FunctionalState, limit: Any, wanted: Any) -> Chunk:
-        def advance(learner: Learner, state: FunctionalState) -> tuple[Learner, FunctionalState, Any]:
-            key, collect_key, update_key, critic_key = jax.random.split(learner.key, 4)
-            trajectory, after = source.roll_out(learner.policy, state, collect_key)
-            learned, told, critic = learn(*numbers, learner, trajectory, (key, update_key, critic_key))
-            return learned, after, (packed((told, critic)), first_fault(trajectory))
+    @jax.jit  # traced once, for its shapes and for the loop
+    def advance(numbers: Numbers, learner: Learner, state: FunctionalState) -> Any:
+        key, collect_key, update_key, critic_key = jax.random.split(learner.key, 4)
+        trajectory, after = source.roll_out(learner.policy, state, collect_key)
+        learned, told, critic = learn(*numbers, learner, trajectory, (key, update_key, critic_key))
+        return learned, after, packed((told, critic)), first_fault(trajectory)
 
-        one, fault = jax.eval_shape(advance, learner, state)[2]
+    def chunk(numbers: Numbers, learner: Learner, state: FunctionalState, limit: Any, wanted: Any) -> Chunk:
+        _, _, one, fault = jax.eval_shape(advance, numbers, learner, state)
         rows = jax.tree.map(lambda leaf: jnp.zeros((CAPACITY, *leaf.shape), leaf.dtype), one)
         none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), fault)
 
         def body(index: Any, carry: Any) -> Any:
             done, learner, state, rows, fault = carry
-            learned, after, (one, found) = advance(learner, state)
+            learned, after, one, found = advance(numbers, learner, state)
             rows = jax.tree.map(lambda every, row: every.at[index].set(row), rows, one)
             going = (index < wanted) & ~fault.found
             # An iteration that an environment spoiled did not happen, nor did any after it.

@@ -177,14 +177,13 @@ def fit(
         change, moments = optimiser.update(jax.grad(loss)(vector, *minibatch), moments, vector)
         return (vector + change, moments), None
 
-    def epoch(carry, key):
-        # The few rows that do not fill a minibatch sit out this pass and another is drawn for the next.
-        order = shuffled(key, rows)[: count * size]
+    def epoch(carry, order):
         minibatches = [array[order].reshape(count, size, *array.shape[1:]) for array in (features, goal, weight)]
         return jax.lax.scan(step, carry, minibatches)
 
-    keys = jax.random.split(key, settings.epochs)
-    (vector, moments), _ = jax.lax.scan(epoch, (vector, state.optimiser), keys)
+    # The few rows that do not fill a minibatch sit out a pass; they are others in the next.
+    orders = shuffled(key, rows, settings.epochs)[:, : count * size]
+    (vector, moments), _ = jax.lax.scan(epoch, (vector, state.optimiser), orders)
     report = CriticReport(
         explained_variance=explained,
         loss=loss(vector, features, goal, weight),

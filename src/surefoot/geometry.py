@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from surefoot.batch import Batch, rows, weighted_sum
+from surefoot.batch import Batch, rows, weighted_sum, weighted_sums
 from surefoot.policy import Policy, TabularPolicy, flatten
 
 Vector = Float[Array, " P"]
@@ -187,15 +187,17 @@ def movement(policy: Policy, batch: Batch, *, chunk: int = 0) -> Movement:
 
     gain, kl, reverse_kl, tv, entropy, mass = _map_over_chunks(each_row, batch, chunk)
     seen = batch.weight > 0
+    mean_kl, mean_reverse_kl, mean_tv, mean_entropy = weighted_sums(batch.weight, kl, reverse_kl, tv, entropy)
+    max_kl, max_reverse_kl, max_tv = jnp.max(jnp.where(seen, jnp.stack([kl, reverse_kl, tv]), 0), axis=1)
     return Movement(
         surrogate_gain=jnp.sum(gain),
-        kl=weighted_sum(batch.weight, kl),
-        reverse_kl=weighted_sum(batch.weight, reverse_kl),
-        max_kl=jnp.max(jnp.where(seen, kl, 0)),
-        max_reverse_kl=jnp.max(jnp.where(seen, reverse_kl, 0)),
-        tv=weighted_sum(batch.weight, tv),
-        max_tv=jnp.max(jnp.where(seen, tv, 0)),
-        entropy=weighted_sum(batch.weight, entropy),
+        kl=mean_kl,
+        reverse_kl=mean_reverse_kl,
+        max_kl=max_kl,
+        max_reverse_kl=max_reverse_kl,
+        tv=mean_tv,
+        max_tv=max_tv,
+        entropy=mean_entropy,
         effective_sample_size=_effective_sample_size(mass),
     )
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from surefoot import config
 from surefoot.arrays import bits, from_bits
-from surefoot.compilation import keep_compiled_programs
+from surefoot.compilation import keep_compiled_programs, of_whole_iterations
 from surefoot.compiled import Chunk, fetched, how_many, iterations, make_chunk, numbers_of
 from surefoot.errors import EnvironmentFault, SettingError, SurefootError
 from surefoot.files import held
@@ -136,7 +136,8 @@ def _compiled(environment: FunctionalEnvironment, envs: int, horizon: int, struc
     numbers, learner, state = jax.tree.unflatten(structure, shapes)
     limit, wanted = jax.ShapeDtypeStruct((), np.int32), jax.ShapeDtypeStruct(shapes[0].shape[:1], np.int32)
     # One set of lanes is written in place of the other, so nothing is there twice.
-    program = jax.jit(every, donate_argnums=(1, 2)).lower(numbers, learner, state, limit, wanted).compile()
+    jitted = jax.jit(every, donate_argnums=(1, 2), compiler_options=of_whole_iterations())
+    program = jitted.lower(numbers, learner, state, limit, wanted).compile()
     told = program.memory_analysis()
     size = 0 if told is None else told.temp_size_in_bytes + told.argument_size_in_bytes + told.output_size_in_bytes
     return _Program(program, size)

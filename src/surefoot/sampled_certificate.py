@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from scipy.special import ndtri, stdtrit
 
-from surefoot.batch import Batch, Trajectory, weighted_sum
+from surefoot.batch import Batch, Trajectory, weighted_sum, weighted_sums
 from surefoot.bounds import CATALOGUE, Discounted
 from surefoot.config import FEWEST_ENVIRONMENTS
 from surefoot.geometry import ratio_mass
@@ -232,24 +232,29 @@ def movement_from_start(
     change = advantage_change(policy, batch)
     counted = weight > 0
 
-    def largest(x: Array) -> Array:
-        return jnp.max(jnp.where(counted, x, -jnp.inf))
-
     first = (counted & (time == 0)).astype(weight.dtype)
+    ended = terminated.astype(weight.dtype)
+    surrogate, terminating, mean_tv, mean_kl, mean_reverse, mean_error = weighted_sums(
+        weight, change, ended, tv, kl, reverse, error
+    )
+    sizes = tv, kl, change, -change, jnp.abs(batch.advantage), -reward, jnp.abs(reward)
+    max_tv, max_kl, most, least, size, loss, most_reward = jnp.max(
+        jnp.where(counted, jnp.stack(sizes), -jnp.inf), axis=1
+    )
     return Moved(
-        surrogate=weighted_sum(weight, change),
-        terminating=weighted_sum(weight, terminated.astype(weight.dtype)),
-        mean_tv=weighted_sum(weight, tv),
-        max_tv=largest(tv),
-        mean_kl=weighted_sum(weight, kl),
-        mean_reverse_kl=weighted_sum(weight, reverse),
-        max_kl=largest(kl),
-        smallest=-largest(-change),
-        largest=largest(change),
-        largest_advantage=largest(jnp.abs(batch.advantage)),
-        least_reward=-largest(-reward),
-        most_reward=largest(jnp.abs(reward)),
-        error=weighted_sum(weight, error),
+        surrogate=surrogate,
+        terminating=terminating,
+        mean_tv=mean_tv,
+        max_tv=max_tv,
+        mean_kl=mean_kl,
+        mean_reverse_kl=mean_reverse,
+        max_kl=max_kl,
+        smallest=-least,
+        largest=most,
+        largest_advantage=size,
+        least_reward=-loss,
+        most_reward=most_reward,
+        error=mean_error,
         start_value=weighted_sum(first / jnp.maximum(jnp.sum(first), 1), value),
     )
 

@@ -82,7 +82,7 @@ def ascend(
         return more if rule.stop is None else more & ~(ascent.kl > rule.stop)
 
     def one_pass(ascent: Ascent) -> Ascent:
-        order = shuffled(jax.random.fold_in(key, ascent.passes), batch.size)
+        order = shuffled(jax.random.fold_in(key, ascent.passes), batch.size)[0]
         order = order[: count * size].reshape(count, size)
         (theta, moments), _ = jax.lax.scan(step, (ascent.theta, ascent.moments), order)
         kl = ascent.kl if rule.stop is None else mean_kl(rebuild(theta), batch, "kl")

@@ -114,13 +114,13 @@ class FunctionalSource(Source):
     ) -> tuple[Trajectory, FunctionalState]:
         """T steps of each environment under the policy, for a program that holds it. Nothing is checked."""
         step = partial(self._step, policy)
-        after, (before, rows) = jax.lax.scan(step, state, jax.random.split(key, self.horizon))
+        # One call of the generator for all of them: each call is a hundred instructions to compile.
+        keys = jax.random.split(key, (self.horizon, 2 * self.envs + 1))
+        after, (before, rows) = jax.lax.scan(step, state, keys)
         observation = jax.tree.map(lambda rest, last: jnp.concatenate([rest, last[None]]), before, after.observation)
         return Trajectory(observation=observation, mask=None, **rows), after
 
-    def _step(self, policy: NeuralPolicy, state: FunctionalState, key: PRNGKeyArray) -> Any:
-        # One call of the generator for all: each is a hundred instructions to compile.
-        keys = jax.random.split(key, 2 * self.envs + 1)
+    def _step(self, policy: NeuralPolicy, state: FunctionalState, keys: PRNGKeyArray) -> Any:
         step_keys, reset_keys, act_key = keys[: self.envs], keys[self.envs : -1], keys[-1]
         distribution = policy(state.observation)
         action = distribution.sample(act_key)
