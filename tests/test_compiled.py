@@ -126,3 +126,7 @@ def test_an_environment_itself_and_a_callable_are_understood():
         arrays, facts = source.pack(state)
         again = source.unpack(arrays, facts, source.reset(jax.random.key(1)))
         assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(again), strict=True))
+
+
+def test_the_report_says_that_a_compiled_run_has_no_times_of_its_stages(whole):
+    assert "The run did not leave the compiler" in (whole.path / "report.html").read_text()

@@ -297,5 +297,7 @@ def _most(spent: dict[str, float]) -> str:
     whole = sum(spent.values())
     if not whole:
         return "No time was recorded."
+    if spent["other"] == whole:
+        return f"The run did not leave the compiler, so nobody saw where one stage ended: {duration(whole)} in all."
     name = max(spent, key=lambda stage: spent[stage])
     return f"Most time went into {name}: {duration(spent[name])} of {duration(whole)}, {_of(spent[name], spent)}."
