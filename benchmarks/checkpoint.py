@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from surefoot import config, training
+from surefoot import config, ledger, training
 from surefoot.iteration import begin, iterate
 from surefoot.settings import dumps
 from surefoot.sources import make_source
@@ -52,7 +52,7 @@ def largest(environment: str, run: config.Run) -> dict:
 def share(environment: str, settings: dict, seconds: float) -> dict:
     """The share of a run's time, from its first update on, that its checkpoints take."""
     spent, updates, begun = [], [], time.perf_counter()
-    real = training.save
+    real = ledger.save
 
     def timed(*arguments):
         before = time.perf_counter()
@@ -65,12 +65,12 @@ def share(environment: str, settings: dict, seconds: float) -> dict:
         updates.append(time.perf_counter())
         return updates[-1] - begun >= seconds
 
-    training.save = timed
+    ledger.save = timed
     try:
         with tempfile.TemporaryDirectory(dir=".") as folder, contextlib.suppress(KeyboardInterrupt):
             training.train(environment, out=f"{folder}/run", progress=False, stop=stop, **settings | {"steps": 10**12})
     finally:
-        training.save = real
+        ledger.save = real
     trained = time.perf_counter() - updates[0]
     return {"share": sum(spent) / trained, "saves": len(spent), "seconds": trained, "updates": len(updates)}
 

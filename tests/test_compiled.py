@@ -104,6 +104,7 @@ def test_a_failing_environment_is_named_and_what_was_learned_until_then_is_kept(
     sf.load(tmp_path / "run").act(np.zeros(3, np.float32))
 
 
+@pytest.mark.long
 def test_with_the_guard_iterations_are_made_one_at_a_time(tmp_path):
     run = train("functional_probes:walk", "npg", out=tmp_path / "run", steps=600, guard=True, progress=False, **TINY)
     assert all(row["collect_seconds"] > 0 for row in history.read(run.path).rows)

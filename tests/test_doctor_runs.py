@@ -168,6 +168,7 @@ def test_the_update_that_broke_the_policy_is_named_with_how_far_it_went(trained,
     assert "One update moved the policy further" in finding.cause
 
 
+@pytest.mark.long
 def test_a_fisher_matrix_that_is_four_times_too_small_is_found(trained, monkeypatch):
     right = natural.fisher_quadratics
     monkeypatch.setattr(natural, "fisher_quadratics", lambda *given, **more: right(*given, **more) / 4)
@@ -216,8 +217,8 @@ def test_a_slide_is_no_jump(trained, monkeypatch):
     ("environment", "rule", "steps"),
     [
         ("CartPole-v1", "trpo", 30_000),
-        ("CartPole-v1", "npg", 30_000),
-        ("Acrobot-v1", "pg", 40_000),
+        pytest.param("CartPole-v1", "npg", 30_000, marks=pytest.mark.long),
+        pytest.param("Acrobot-v1", "pg", 40_000, marks=pytest.mark.long),
     ],
 )
 def test_a_healthy_run_is_accused_of_nothing(environment, rule, steps, trained):

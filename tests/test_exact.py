@@ -326,7 +326,15 @@ def test_sampled_states_have_the_law_of_the_visitation(rng):
     assert (np.abs(drawn - d) < 5 * np.sqrt(d * (1 - d) / count) + 1e-12).all()
 
 
-@pytest.mark.parametrize(("name", "solver"), [("pg", None), ("npg", "tabular"), ("npg", "cg"), ("trpo", "tabular")])
+@pytest.mark.parametrize(
+    ("name", "solver"),
+    [
+        pytest.param("pg", None, marks=pytest.mark.long),
+        pytest.param("npg", "tabular", marks=pytest.mark.long),
+        pytest.param("npg", "cg", marks=pytest.mark.long),
+        ("trpo", "tabular"),
+    ],
+)
 def test_sampled_updates_converge_to_the_exact_one_at_the_rate_of_samples(name, solver, rng):
     """Errors over N = 200 to 200,000 fall like N^-1/2: the slope of the logarithms is -.5 within .12.
 

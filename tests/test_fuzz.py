@@ -32,7 +32,19 @@ from hypothesis import strategies as st
 import fuzzing
 import histories
 import surefoot as sf
-from surefoot import agent, checkpoint, cli, config, evaluation, improvement, lecture, standing, studies, training
+from surefoot import (
+    agent,
+    checkpoint,
+    cli,
+    config,
+    evaluation,
+    improvement,
+    lecture,
+    ledger,
+    standing,
+    studies,
+    training,
+)
 from surefoot.advantage import estimate
 from surefoot.batch import Trajectory
 from surefoot.certificate import certify
@@ -207,7 +219,7 @@ def settings_hold(_: House, case: tuple[str | None, dict[str, Any]]) -> None:
     if name is None:
         run = refused_or(SettingError, lambda: config.make_run(**settings))
         if run is not None:
-            dumps(training.configuration("CartPole-v1", sf.TRPO(), run))
+            dumps(ledger.configuration("CartPole-v1", sf.TRPO(), run))
         return
     known = {item.name: settings[item.name] for item in dataclasses.fields(config.RULES[name]) if item.name in settings}
     if refused_or(SettingError, lambda: config.RULES[name](**known)) is not None:

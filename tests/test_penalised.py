@@ -86,6 +86,7 @@ def test_the_dual_with_a_fixed_step_projects_lambda_to_zero_and_above():
     assert (report.multiplier_path >= 0).all()
 
 
+@pytest.mark.long
 def test_the_dual_on_samples_brings_the_kl_to_the_radius(key):
     policy, batch = make_batch(key, size=256)
     rule = RULES["dual"](radius=0.005, stop=None, step_size=1e-3, minibatch=64, outer=20)
@@ -125,8 +126,8 @@ def test_ppo_stops_at_the_exact_kl_and_without_a_stop_goes_on(key):
     [
         ("npg", "categorical"),
         ("npg", "gaussian"),
-        ("npg", "multicategorical"),
-        ("npg", "bernoulli"),
+        pytest.param("npg", "multicategorical", marks=pytest.mark.long),
+        pytest.param("npg", "bernoulli", marks=pytest.mark.long),
         ("trpo", "gaussian"),
     ],
 )

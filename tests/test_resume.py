@@ -24,7 +24,9 @@ CASES = {  # environment, rule, settings
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name == "lambda" else name for name in CASES]
+)
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(name, tmp_path):
     environment, rule, settings = CASES[name]
     settings = TINY | {"steps": 1000, "progress": False} | settings

@@ -18,6 +18,8 @@ from surefoot.policy import Policy, flatten, make_policy
 from surefoot.rules import NPG, PG, RULES, TRPO
 
 EVERY_RULE = [name for name, rule in config.RULES.items() if not rule.tabular_only]
+# What the penalised rules share is tested of one of them in the quick suite.
+SHORT = [pytest.param(name, marks=pytest.mark.long) if name in ("kl-penalty", "dual") else name for name in EVERY_RULE]
 NATURAL = ["npg", "trpo"]
 # The numeric setting that decides how long a step is.
 LEVER = {name: "radius" if name in ("pg", *NATURAL) else "step_size" for name in EVERY_RULE}
@@ -181,7 +183,7 @@ def test_advantages_that_say_nothing_move_nothing(name, constant, key, dtype):
     assert all(np.isfinite(value) for value in told.values())
 
 
-@pytest.mark.parametrize("name", EVERY_RULE)
+@pytest.mark.parametrize("name", SHORT)
 def test_a_batch_of_one_transition_gives_no_nan(name, key):
     policy, batch = make_batch(key, size=1)
     new, _, report = update(RULES[name](), policy, batch)
@@ -226,7 +228,7 @@ def test_one_compilation_serves_every_length_of_step(name, key):
     assert lengths[0] < lengths[1] < lengths[2]
 
 
-@pytest.mark.parametrize("name", EVERY_RULE)
+@pytest.mark.parametrize("name", SHORT)
 def test_each_lane_of_a_vectorised_update_is_that_update_alone(name, key, x64):
     cases = [make_batch(lane, dtype=np.float64) for lane in jax.random.split(key, 16)]
     levels, lever = np.geomspace(1e-4, 1e-2, 16), LEVER[name]

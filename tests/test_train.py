@@ -41,7 +41,7 @@ def rows_without_times(path):
     return [{k: v for k, v in row.items() if k not in TIMES} for row in history.read(path).rows]
 
 
-@pytest.mark.parametrize("rule", ["trpo", "npg", "pg"])
+@pytest.mark.parametrize("rule", ["trpo", *(pytest.param(name, marks=pytest.mark.long) for name in ("npg", "pg"))])
 def test_every_rule_learns_cartpole(rule, tmp_path):
     run = sf.train("CartPole-v1", rule, steps=30_000, seed=0, out=tmp_path / "run", progress=False)
     told = history.read(run.path)
@@ -204,7 +204,9 @@ def test_a_learner_is_one_tree_of_arrays():
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(learner))
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long)]
+)
 def test_a_stopped_run_can_be_loaded(sent, code, tmp_path):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "surefoot.cli", "train", "CartPole-v1", "--steps", "10_000_000", "--out", str(out)]

@@ -40,6 +40,8 @@ def functional_environment(environment: str | Callable[[], Any]) -> FunctionalEn
         if not runs_code(environment):
             return _task_of_a_library(environment) if ":" in environment else None
         meant = attribute_of(environment)
+    if not callable(meant) and not hasattr(meant, "step"):
+        return None
     understood = _understood if isinstance(meant, Hashable) else _understood.__wrapped__
     return understood(meant, environment_name(environment))
 

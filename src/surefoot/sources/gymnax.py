@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -47,13 +46,30 @@ def gymnax_environment(name: str) -> FunctionalEnvironment:
         raise EnvironmentFault(f"environment 'gymnax:{name}' cannot be made: {line(error)}") from error
 
 
+def _pyplot() -> Any:
+    import matplotlib.pyplot
+
+    return matplotlib.pyplot
+
+
+def _seaborn() -> Any:
+    import seaborn
+
+    return seaborn
+
+
+_DRAWING = {"matplotlib.pyplot": _pyplot, "seaborn": _seaborn}
+
+
 @contextlib.contextmanager
 def _drawing_later() -> Iterator[None]:
     """Within it, what gymnax imports to draw is a stand-in that imports the real module when it is first used.
 
     That is four fifths of the two seconds that importing gymnax takes, and training draws nothing with it.
     """
-    stand_ins = {name: _later(name) for name in ("matplotlib.pyplot", "seaborn") if name not in sys.modules}
+    stand_ins = {name: ModuleType(name) for name in _DRAWING if name not in sys.modules}
+    for name, module in stand_ins.items():
+        module.__getattr__ = lambda attribute, real=_DRAWING[name]: getattr(real(), attribute)  # type: ignore[method-assign]
     sys.modules.update(stand_ins)
     try:
         yield
@@ -61,12 +77,6 @@ def _drawing_later() -> Iterator[None]:
         for name, module in stand_ins.items():
             if sys.modules.get(name) is module:
                 del sys.modules[name]
-
-
-def _later(name: str) -> ModuleType:
-    module = ModuleType(name)
-    module.__getattr__ = lambda attribute: getattr(importlib.import_module(name), attribute)  # type: ignore[method-assign]
-    return module
 
 
 def adapt(made: Any, parameters: Any) -> FunctionalEnvironment:
