@@ -3,7 +3,8 @@
     python benchmarks/lanes.py [--json] [--environment ENV] [--seeds N] [--steps N] [--rounds N]
 
 Each round trains one seed and then all of them, with records, in this process; what is compared is the time of the
-updates after the first chunk, without compiling, as the rows of the runs have it. The ratio is the median of the rounds.
+updates after the first chunk, without compiling, as the rows of the runs have it. The ratio is the
+median of the rounds.
 """
 
 from __future__ import annotations

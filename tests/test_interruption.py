@@ -14,7 +14,7 @@ import pytest
 
 from file_operations import watched
 from runs import TINY, policy, rows
-from surefoot import cli, record, training
+from surefoot import cli, ledger, record, training
 from surefoot.sources.host import HostSource
 from surefoot.training import resume, train
 
@@ -76,8 +76,8 @@ CASES = {  # where (an object, a function of it, which call), the signals, exit 
     "in an update, SIGTERM twice": ((training, "iterate", 3), [TERM, TERM], 143, False),
     "in an update, Ctrl-C and SIGTERM": ((training, "iterate", 3), [INT, TERM], 143, False),
     "in the last update": ((training, "iterate", 4), [INT], 130, True),
-    "in a checkpoint": ((training, "save", 2), [INT], 130, True),
-    "in a checkpoint, twice": ((training, "save", 2), [INT, INT], 130, False),
+    "in a checkpoint": ((ledger, "save", 2), [INT], 130, True),
+    "in a checkpoint, twice": ((ledger, "save", 2), [INT, INT], 130, False),
     "in a row": ((record.Recorder, "append", 2), [INT, INT], 130, False),
     "in the curve, twice": ((training, "learning_curve", 1), [INT, INT], 130, False),
     "in the evaluation": ((training, "evaluate", 1), [INT], 0, False),

@@ -61,6 +61,10 @@ def _seaborn() -> Any:
 _DRAWING = {"matplotlib.pyplot": _pyplot, "seaborn": _seaborn}
 
 
+def _attribute(real: Callable[[], Any], name: str) -> Any:
+    return getattr(real(), name)
+
+
 @contextlib.contextmanager
 def _drawing_later() -> Iterator[None]:
     """Within it, what gymnax imports to draw is a stand-in that imports the real module when it is first used.
@@ -69,7 +73,7 @@ def _drawing_later() -> Iterator[None]:
     """
     stand_ins = {name: ModuleType(name) for name in _DRAWING if name not in sys.modules}
     for name, module in stand_ins.items():
-        module.__getattr__ = lambda attribute, real=_DRAWING[name]: getattr(real(), attribute)  # type: ignore[method-assign]
+        vars(module)["__getattr__"] = functools.partial(_attribute, _DRAWING[name])
     sys.modules.update(stand_ins)
     try:
         yield
