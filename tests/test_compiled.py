@@ -36,8 +36,9 @@ def test_a_chunk_is_the_iterations_that_the_host_makes(name, rule):
     source, rule = make_source(f"functional_probes:{name}", run.collection), make_rule(rule)
     learner, state = begin(source, rule, run)
     begun = copied((learner, state))
-    chunk = program(source.environment, source.envs, source.horizon)(numbers_of(rule, run, np.float32), *begun, 3, 3)
-    for mine in iterations(fetched(chunk), rule, run):
+    chunk = program(source.environment, source.envs, source.horizon)
+    made = fetched("walk", chunk, numbers_of(rule, run, np.float32), *begun, 3, 3)
+    for mine in iterations(made, rule, run):
         learner, state, hosts = iterate(source, rule, run, learner, state)
         one, other = (settled(made.row) | made.judgement for made in (mine, hosts))
         assert {key for key in one if key not in TIMES and not close(one[key], other[key])} == set()

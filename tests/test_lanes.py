@@ -10,7 +10,7 @@ import functional_probes
 import surefoot as sf
 from surefoot import config, history, lanes
 from surefoot.compiled import fetched, iterations, make_chunk, numbers_of
-from surefoot.errors import SettingError
+from surefoot.errors import EnvironmentFault, SettingError
 from surefoot.iteration import begin, settled
 from surefoot.lanes import kind, train_together
 from surefoot.rules import RULES
@@ -48,10 +48,10 @@ def lanes_and_runs_alone(name, environment, updates):
     begun = [begin(source, rule, run, np.float64) for rule, run in plans]
     numbers = [numbers_of(rule, run, np.float64) for rule, run in plans]
     one = jax.jit(make_chunk(source))
-    alone = [fetched(one(each, *start, updates, updates)) for each, start in zip(numbers, begun, strict=True)]
+    alone = [fetched("walk", one, each, *start, updates, updates) for each, start in zip(numbers, begun, strict=True)]
     wanted = np.full(3, updates, np.int32)
     every = jax.jit(jax.vmap(make_chunk(source), in_axes=(0, 0, 0, None, 0)))
-    return plans, alone, fetched(every(lanes._stacked(numbers), *lanes._stacked(begun), updates, wanted))
+    return plans, alone, fetched("walk", every, lanes._stacked(numbers), *lanes._stacked(begun), updates, wanted)
 
 
 def close(one, other):
@@ -128,8 +128,9 @@ def test_lanes_that_were_stopped_go_on_to_the_same_bits(six, tmp_path):
     told = []
     first = train_together(UNLUCKY, parts, progress=False, stop=lambda: True, told=told.append)
     assert all(outcome.run is None for outcome in first)
-    assert any("go on with" in outcome.error for outcome in first)
-    again = train_together(UNLUCKY, parts, progress=False, told=told.append)
+    assert any(outcome.error.startswith("stopped after update") for outcome in first)
+    finished = [place for place, outcome in enumerate(first) if outcome.run]
+    again = train_together(UNLUCKY, parts, finished=finished, progress=False, told=told.append)
     for plan, part, outcome, second in zip(plans, parts, outcomes, again, strict=True):
         assert (outcome.run is None) == (second.run is None)
         assert rows_of(plan.folder) == rows_of(part.folder)
@@ -158,3 +159,35 @@ def test_groups_fit_into_memory(monkeypatch):
     monkeypatch.setattr(lanes, "_room", lambda: 1000)
     monkeypatch.setattr(lanes, "_program", lambda source, plans: lanes._Program(None, 300 * len(plans)))
     assert [len(part) for part in lanes._groups(None, list(range(8)), None)] == [2, 2, 2, 2]
+
+
+def test_what_goes_wrong_around_a_lane_stops_no_other(six, tmp_path, monkeypatch):
+    plans, outcomes = six
+    sound = [place for place, outcome in enumerate(outcomes) if outcome.run]
+    parts = [plan._replace(folder=tmp_path / plan.folder.name) for plan in plans]
+    broken, unevaluated = parts[sound[0]].folder, parts[sound[1]].folder
+    broken.mkdir()
+    (broken / "config.json").write_text("{")
+    conclude = lanes.conclude
+
+    def evaluated(folder, *given, **options):
+        if folder == unevaluated:
+            raise EnvironmentFault("it broke in its evaluation")
+        return conclude(folder, *given, **options)
+
+    monkeypatch.setattr(lanes, "conclude", evaluated)
+    again = train_together(UNLUCKY, parts, progress=False)
+    assert "config.json" in again[sound[0]].error
+    assert again[sound[1]].error == "it broke in its evaluation"
+    for place, (plan, part) in enumerate(zip(plans, parts, strict=True)):
+        if place != sound[0]:
+            assert rows_of(plan.folder) == rows_of(part.folder)
+            assert (again[place].run is None) == (place == sound[1] or place not in sound)
+
+
+def test_plans_that_are_finished_are_left_as_they_are(six):
+    plans, _ = six
+    before = {file: file.stat().st_mtime_ns for plan in plans for file in plan.folder.rglob("*")}
+    outcomes = train_together(UNLUCKY, plans, finished=range(len(plans)), progress=False)
+    assert outcomes == [lanes.Outcome(None, None)] * len(plans)
+    assert before == {file: file.stat().st_mtime_ns for plan in plans for file in plan.folder.rglob("*")}

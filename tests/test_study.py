@@ -391,7 +391,7 @@ def test_study_json_is_whole_after_every_run(tmp_path, monkeypatch):
 def test_functional_environments_are_given_to_the_trainer_in_groups(tmp_path, monkeypatch):
     calls = []
 
-    def together(environment, plans, *, lanes, progress, stop, told):
+    def together(environment, plans, *, finished, lanes, progress, stop, told):
         calls.append((environment, [plan.folder.name for plan in plans], lanes))
         return [Outcome(None, "it broke")] * len(plans)
 

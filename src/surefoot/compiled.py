@@ -20,11 +20,14 @@ from jaxtyping import Array
 
 from surefoot import config
 from surefoot.compilation import of_whole_iterations
+from surefoot.errors import EnvironmentFault
 from surefoot.iteration import Iteration, Learner, learn, told_of
 from surefoot.rules import Rule
 from surefoot.sources.functional import Fault, FunctionalEnvironment, FunctionalSource, FunctionalState, first_fault
+from surefoot.sources.guard import line
 
 CAPACITY = 64
+_ROWS = 2**22  # of the iterations of a chunk together, whose flags and returns are fetched
 _SECONDS = 1.0  # of a chunk: as long as a panel may stand still and Ctrl-C be waited for
 
 
@@ -118,7 +121,7 @@ def program(environment: FunctionalEnvironment, envs: int, horizon: int) -> Call
 def make_chunk(source: FunctionalSource) -> Callable[..., Chunk]:
     """The program: from Numbers, learner, state, and how many iterations to make, to a Chunk.
 
-    How many is told twice, at most CAPACITY each: `limit`, which the loop runs to, and `wanted`, after which nothing
+    How many is told twice, at most `capacity` each: `limit`, which the loop runs to, and `wanted`, after which nothing
     is changed any more; lanes share the first. They are arguments, so that a run's last few iterations and its first
     thousand are the same program: the bits of an iteration do not depend on where chunks end.
     """
@@ -132,7 +135,8 @@ def make_chunk(source: FunctionalSource) -> Callable[..., Chunk]:
 
     def chunk(numbers: Numbers, learner: Learner, state: FunctionalState, limit: Any, wanted: Any) -> Chunk:
         _, _, one, fault = jax.eval_shape(advance, numbers, learner, state)
-        rows = jax.tree.map(lambda leaf: jnp.zeros((CAPACITY, *leaf.shape), leaf.dtype), one)
+        most = capacity(source.envs * source.horizon)
+        rows = jax.tree.map(lambda leaf: jnp.zeros((most, *leaf.shape), leaf.dtype), one)
         none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), fault)
 
         def body(index: Any, carry: Any) -> Any:
@@ -160,9 +164,17 @@ def copied(tree: Any) -> Any:
     return jax.tree.map(jnp.copy, tree)
 
 
-def fetched(chunk: Chunk) -> Chunk:
-    """The chunk once it is done, with all but what the next one goes on from on the host."""
-    told, count, fault = jax.device_get((chunk.told, chunk.count, chunk.fault))
+def fetched(name: str, program: Callable[..., Chunk], *arguments: Any) -> Chunk:
+    """The program's chunk once it is done, with all but what the next one goes on from on the host.
+
+    Raises EnvironmentFault, naming the environment, where the program fails: what an environment checks while it runs
+    is part of it.
+    """
+    try:
+        chunk = program(*arguments)
+        told, count, fault = jax.device_get((chunk.told, chunk.count, chunk.fault))
+    except jax.errors.JaxRuntimeError as error:
+        raise EnvironmentFault(f"{name}: the compiled program failed: {line(error)}") from error
     return chunk._replace(told=told, count=count, fault=fault)
 
 
@@ -175,8 +187,13 @@ def iterations(chunk: Chunk, rule: Rule, run: config.Run, lane: int | None = Non
     return [told_of(told, critic, rule, run) for told, critic in each]
 
 
+def capacity(per_iteration: int) -> int:
+    """The most iterations of a chunk of so many rows each."""
+    return max(1, min(CAPACITY, _ROWS // per_iteration))
+
+
 def how_many(steps: int, per_iteration: int, pace: float | None) -> int:
     """Iterations of the next chunk: none of them is begun after `steps` more steps are done, whatever of them is
     experience; about a second of them at `pace` iterations a second, 2 while that is not known."""
     left = -(-steps // per_iteration)
-    return max(1, min(left, CAPACITY, 2 if pace is None else int(pace * _SECONDS)))
+    return max(1, min(left, capacity(per_iteration), 2 if pace is None else int(pace * _SECONDS)))

@@ -101,13 +101,26 @@ def _summary(played: list[_Episode]) -> dict[str, Any]:
 def _play_functional(
     agent: Agent, environment: FunctionalEnvironment, name: str, episodes: int, seed: int, deterministic: bool
 ) -> list[_Episode]:
-    """One episode in each of so many copies, all in one program; whoever has ended waits for the others."""
-    play = _player(environment, episodes, deterministic)
-    total, length, over, sound = jax.device_get(play(agent.policy, jax.random.fold_in(jax.random.key(seed), 0x5EED)))
-    for index in np.flatnonzero(~sound)[:1]:
-        where = f"evaluation: step {length[index] - 1}: environment {index}"
-        raise EnvironmentFault(f"{name}: {where} returned a reward that is not finite")
-    return [_Episode(float(a), int(b), not c) for a, b, c in zip(total, length, over, strict=True)]
+    """One episode in each copy, all copies in one program, as often as is needed; whoever has ended waits."""
+    copies = min(episodes, _SIDE_BY_SIDE)
+    play = _player(environment, copies, deterministic)
+    key = jax.random.fold_in(jax.random.key(seed), 0x5EED)
+    played: list[_Episode] = []
+    while len(played) < episodes and not any(episode.cut for episode in played):
+        key, play_key = jax.random.split(key)
+        total, length, over, sound = jax.device_get(play(agent.policy, play_key))
+        for index in np.flatnonzero(~sound)[:1]:
+            where = f"evaluation: step {length[index] - 1}: environment {index}"
+            raise EnvironmentFault(f"{name}: {where} returned a reward or an observation that is not finite")
+        played += [_Episode(float(a), int(b), not c) for a, b, c in zip(total, length, over, strict=True)]
+    return played[:episodes]
+
+
+def _finite(observation: Any) -> Any:
+    """Which of the copies show only finite numbers."""
+    leaves = [leaf for leaf in jax.tree.leaves(observation) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    each = [jnp.isfinite(leaf).reshape(len(leaf), -1).all(axis=1) for leaf in leaves]
+    return functools.reduce(jnp.logical_and, each, jnp.asarray(True))
 
 
 @functools.lru_cache(maxsize=16)
@@ -128,7 +141,7 @@ def _player(environment: FunctionalEnvironment, episodes: int, deterministic: bo
             total,
             length + ~over,
             over | stepped.terminated | stepped.truncated,
-            sound & jnp.isfinite(total),
+            sound & (over | (jnp.isfinite(total) & _finite(stepped.observation))),
         )
 
     def going(carry: Any) -> Any:
@@ -294,6 +307,8 @@ def film(agent: Agent, environment: str | Callable[[], Any], file: str | Path, *
     file = Path(file)
     if file.suffix not in (".gif", ".mp4"):
         raise RunError(f"video must end in .gif or .mp4, but {file.name!r} came")
+    if functional_environment(environment) is not None:
+        raise RunError(f"video: {environment_name(environment)} is written in JAX, and nothing here draws those")
     try:
         with Watch(_STEP_SECONDS) as watch:
             env = guarded(maker(environment, render_mode="rgb_array"), 0, watch)

@@ -10,7 +10,7 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from surefoot import config
 from surefoot.arrays import bits, from_bits
 from surefoot.compilation import keep_compiled_programs, of_whole_iterations
 from surefoot.compiled import Chunk, fetched, how_many, iterations, make_chunk, numbers_of
-from surefoot.errors import EnvironmentFault, SettingError, SurefootError
+from surefoot.errors import RunError, SettingError, SurefootError
 from surefoot.files import held
 from surefoot.iteration import begin
 from surefoot.ledger import Ledger
@@ -51,6 +51,7 @@ def train_together(
     environment: str | Callable[[], Any],
     plans: Sequence[Plan],
     *,
+    finished: Collection[int] = (),
     lanes: int | None = None,
     progress: bool = True,
     stop: Callable[[], bool] | None = None,
@@ -61,13 +62,15 @@ def train_together(
     Arguments:
         environment: one written in JAX.
         plans: with one value of `kind` for all of them.
-        lanes: the most of them in one program; by default as many as fit half of the memory that is free.
+        finished: the places of plans that are finished. They keep their lanes, so that the others' bits do not change,
+            and are left as they are.
+        lanes: the most of them in one program; by default as many as fit half of the device's memory.
         progress, stop, told: as for `training.train`; `stop` is asked about once a second.
 
-    To go on with some of them, all that were lanes of one program must be named again: those that are finished keep
-    their lanes and are left as they are, and their outcomes are empty. So are those of runs that were not begun.
+    Returns: an outcome for each plan; an empty one for those that were finished or were not begun. What goes wrong with
+    one run is its outcome and stops no other.
 
-    Raises SettingError where they cannot be lanes of one program, and RunError where the disk refuses.
+    Raises SettingError where they cannot be lanes of one program, and EnvironmentFault where that fails as a whole.
     """
     if len({kind(plan.rule, plan.run) for plan in plans} | {None}) > 2:
         raise SettingError("plans must differ only in seeds and in numbers; make the others by themselves")
@@ -82,10 +85,11 @@ def train_together(
     outcomes: list[Outcome] = []
     with Together(f"{name} · {len(plans)} runs", plans[0].run.steps, len(plans), shown=progress) as view:
         for part in _groups(source, plans, lanes):
-            if stop is not None and outcomes and stop():
+            left = set(range(len(part))) - {place - len(outcomes) for place in finished}
+            if not left or (stop is not None and outcomes and stop()):
                 outcomes += [_NOTHING] * len(part)
             else:
-                outcomes += _group(environment, name, source, part, view, stop, told)
+                outcomes += _group(environment, name, source, part, left, view, stop, told)
     return outcomes
 
 
@@ -94,7 +98,7 @@ _NOTHING = Outcome(None, None)
 
 def _groups(source: FunctionalSource, plans: Sequence[Plan], lanes: int | None) -> list[Sequence[Plan]]:
     """The plans in groups of nearly one size, each of which fits."""
-    size = min(len(plans), lanes or len(plans))
+    size = min(len(plans), lanes or len(plans), _most_open())
     room = _room()
     while lanes is None and size > 1 and room is not None and _program(source, plans[:size]).size > room:
         size = -(-size // 2)
@@ -112,6 +116,23 @@ def _room() -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     except (ValueError, OSError, AttributeError):
         return None
+
+
+def _most_open() -> int:
+    """How many runs this process may hold the files of at once: two each."""
+    return max((_files() - _FILES_OF_OTHERS) // 2, 1)
+
+
+_FILES_OF_OTHERS = 128
+
+
+def _files() -> int:
+    try:
+        import resource
+    except ImportError:  # not on Windows, which has no limit that matters here
+        return 8192
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 2**20 if limit == resource.RLIM_INFINITY else limit
 
 
 class _Program(NamedTuple):
@@ -167,22 +188,27 @@ def _group(
     name: str,
     source: FunctionalSource,
     plans: Sequence[Plan],
+    left: Collection[int],
     view: Together,
     stop: Callable[[], bool] | None,
     told: Callable[[str], None],
 ) -> list[Outcome]:
-    """Train these plans as the lanes of one program."""
+    """Train those of these plans that are `left` as lanes of one program that has a lane for all."""
+    outcomes = [_NOTHING] * len(plans)
+    group: list[_Lane] = []
     with contextlib.ExitStack() as stack:
-        outcomes = [_NOTHING] * len(plans)
-        group = [
-            _opened(index, name, source, plan, view, told, stack)
-            for index, plan in enumerate(plans)
-            if not (plan.folder / "evaluation.json").exists()
-        ]
-        stopped = _learn(source, plans, group, stop)
+        for index in sorted(left):
+            try:
+                group.append(_opened(index, name, source, plans[index], view, told, stack))
+            except SurefootError as error:
+                outcomes[index] = Outcome(None, str(error))
+        stopped = _learn(source, plans, group, stop) if group else False
         for lane in group:
-            outcomes[lane.index] = _concluded(lane, environment, told, stopped=stopped)
-        return outcomes
+            try:
+                outcomes[lane.index] = _concluded(lane, environment, told, stopped=stopped)
+            except SurefootError as error:
+                outcomes[lane.index] = Outcome(None, str(error))
+    return outcomes
 
 
 def _concluded(
@@ -196,7 +222,7 @@ def _concluded(
         return Outcome(None, str(lane.error))
     trained = lane.ledger.save_policy()
     if stopped and lane.left:
-        return Outcome(None, f"stopped after update {standing.updates}; go on with: surefoot resume {folder}")
+        return Outcome(None, f"stopped after update {standing.updates}")
     return Outcome(conclude(folder, standing, trained, environment, lane.plan.run, told, pictures=False), None)
 
 
@@ -244,10 +270,10 @@ def _learn(
     try:
         while any(lane.left for lane in group) and not stopped:
             begun = time.perf_counter()
-            wanted = np.zeros(len(plans), np.int32)
+            wanted, size = np.zeros(len(plans), np.int32), source.envs * source.horizon
             for lane in group:
-                wanted[lane.index] = how_many(lane.left, source.envs * source.horizon, pace) if lane.left else 0
-            made = fetched(program(numbers, learner, state, wanted.max(), wanted))
+                wanted[lane.index] = how_many(lane.left, size, pace) if lane.left else 0
+            made = fetched(source.name, program, numbers, learner, state, wanted.max(), wanted)
             learner, state = made.learner, made.state
             spent = time.perf_counter() - begun
             pace = wanted.max() / spent
@@ -260,10 +286,14 @@ def _learn(
                 saved = time.monotonic()
         _save(group, fresh, learner, state)
     except BaseException as error:
-        with contextlib.suppress(RuntimeError):  # JAX's word for what a program that failed has kept
+        there = not any(leaf.is_deleted() for leaf in jax.tree.leaves(learner))  # a program that failed keeps it
+        if there:
             _place(group, fresh, learner, state)
         for lane in group:
-            lane.ledger.rescue(lane.error or error)
+            with contextlib.suppress(RunError):
+                lane.ledger.end()
+            if there:
+                lane.ledger.rescue(lane.error or error)
         raise
     return stopped
 
@@ -271,19 +301,22 @@ def _learn(
 def _enter(source: FunctionalSource, lane: _Lane, made: Chunk, begun: float, spent: float) -> None:
     """Take the lane's part of a chunk into its records."""
     each, standing = iterations(made, lane.plan.rule, lane.plan.run, lane.index), lane.ledger.standing
-    lane.ledger.enter(*further(standing, each, standing.learner, standing.state, begun, spent))
     try:
+        lane.ledger.enter(*further(standing, each, standing.learner, standing.state, begun, spent))
         source.check(jax.tree.map(lambda leaf: leaf[lane.index], made.fault), int(made.state.steps[lane.index]))
-    except EnvironmentFault as error:
+    except SurefootError as error:
         lane.error = error
 
 
 def _save(group: Sequence[_Lane], fresh: Sequence[Any], learner: Any, state: Any) -> None:
-    """Write a checkpoint of every run in which nothing went wrong. Raises RunError."""
+    """Write a checkpoint of every run in which nothing went wrong."""
     _place(group, fresh, learner, state)
     for lane in group:
         if lane.error is None:
-            lane.ledger.checkpoint(now=True)
+            try:
+                lane.ledger.checkpoint(now=True)
+            except RunError as error:
+                lane.error = error
 
 
 def _place(group: Sequence[_Lane], fresh: Sequence[Any], learner: Any, state: Any) -> None:

@@ -9,12 +9,14 @@ import os
 import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from surefoot import config, history
+from surefoot.critic import make_critic
 from surefoot.errors import RunError, SettingError, Stopped, SurefootError, shown
 from surefoot.files import held, write_atomically
 from surefoot.files import sweep as sweep_up
@@ -101,7 +103,7 @@ def study(
     _refuse_unfit(environment, type(base), wanted)
     folder = new_run_folder(out, f"{name}-{wanted.rule_class.name}-study")
     with held(folder):
-        return _Course(folder, environment, type(base), wanted, told or warn).run(lanes, progress, stop)
+        return _Course(folder, environment, type(base), wanted, lanes, told or warn).run(progress, stop)
 
 
 def resume_study(
@@ -120,14 +122,15 @@ def resume_study(
         path: the study's folder.
         environment: the environment, where study.json does not name one that can be made from its name.
         allow_env: let the study's own package.module:callable environment be imported, which runs its code.
-        lanes, progress, stop, told: as for `study`.
+        lanes: as for `study`; by default those that the study was begun with.
+        progress, stop, told: as for `study`.
 
     Raises RunError where there is no study that can be gone on with, or another process is at work on it, and
     whatever `study` raises.
     """
     _check_lanes(lanes)
     folder = Path(path)
-    name, rule, wanted = _begun_with(folder)
+    name, rule, wanted, known = _begun_with(folder)
     _refuse_links(folder)
     refuse_foreign_code(folder, name, allowed=allow_env or environment is not None)
     meant = environment or name
@@ -137,7 +140,7 @@ def resume_study(
             told(f"the bits may differ from those of an undisturbed study: {', '.join(changed)}")
         sweep_up(folder)
         _refuse_unfit(meant, rule, wanted)
-        return _Course(folder, meant, rule, wanted, told).run(lanes, progress, stop)
+        return _Course(folder, meant, rule, wanted, lanes or known, told).run(progress, stop)
 
 
 class _Course:
@@ -149,10 +152,11 @@ class _Course:
         environment: _Environment,
         rule: type[Rule],
         wanted: Sweep,
+        lanes: int | None,
         told: Callable[[str], None],
     ):
         self._folder, self._environment, self._told = folder, environment, told
-        self._wanted, self._versions = wanted, versions()
+        self._wanted, self._lanes, self._versions = wanted, lanes, versions()
         self._name = environment_name(environment)
         pairs = [(point, seed) for point in wanted.points for seed in wanted.every_seed]
         self._members = [_found(folder, Member(point.folder(seed), point.values, seed)) for point, seed in pairs]
@@ -161,7 +165,7 @@ class _Course:
             for point, seed in pairs
         ]
 
-    def run(self, lanes: int | None, progress: bool, stop: Callable[[], bool] | None) -> Study:
+    def run(self, progress: bool, stop: Callable[[], bool] | None) -> Study:
         """Make the runs that are not finished. Raises Stopped."""
         asked = _Latched(stop)
         self._write()
@@ -172,13 +176,14 @@ class _Course:
                 continue
             if progress:
                 self._announce(left)
-            # Lanes that are finished stay in their program: with fewer, the others' last bits might be others.
-            trainer, chosen = (train_together, group) if len(group) > 1 else (train_in_turn, left)
-            plans = [self._plans[place] for place in chosen]
-            outcomes = trainer(self._environment, plans, lanes=lanes, progress=progress, stop=asked, told=self._told)
-            for place, outcome in zip(chosen, outcomes, strict=True):
-                if place in left:
-                    self._members[place] = _after(self._members[place], outcome, stopped=asked.said)
+            plans = [self._plans[place] for place in group]
+            done = [index for index, place in enumerate(group) if place not in left]
+            trainer = train_in_turn
+            if len(group) > 1:
+                trainer = partial(train_together, finished=done, lanes=self._lanes)
+            outcomes = trainer(self._environment, plans, progress=progress, stop=asked, told=self._told)
+            for place, outcome in zip(group, outcomes, strict=True):
+                self._members[place] = _after(self._members[place], outcome, stopped=asked.said)
             self._write()
             if asked.said:
                 break
@@ -207,6 +212,7 @@ class _Course:
             "settings": {name: value for name, value in plain.items() if name not in {*wanted.swept, "seed"}},
             "seeds": list(wanted.every_seed),
             "sweep": wanted.swept,
+            "lanes": self._lanes,
             "versions": self._versions,
             **as_told(self._members),
         }
@@ -255,7 +261,9 @@ def _refuse_unfit(environment: _Environment, rule: type[Rule], wanted: Sweep) ->
     points = wanted.points
     with contextlib.closing(make_source(environment, wanted.run(points[0], first).collection)) as source:
         spaces = source.observation_space, source.action_space
-    policy = make_policy(*spaces, wanted.run(points[0], first).network, jax.random.key(first))
+    run = wanted.run(points[0], first)
+    policy = make_policy(*spaces, run.network, jax.random.key(first))
+    make_critic(spaces[0], run.critic, jax.random.key(first), normalise=run.network.normalise)
     for point in points:
         made = _rule_of(rule, wanted.rule(point))
         made.init(policy)
@@ -263,7 +271,7 @@ def _refuse_unfit(environment: _Environment, rule: type[Rule], wanted: Sweep) ->
             careful(made, 1.0)
 
 
-def _begun_with(folder: Path) -> tuple[str, type[Rule], Sweep]:
+def _begun_with(folder: Path) -> tuple[str, type[Rule], Sweep, int | None]:
     """What study.json says of a study. Raises RunError where it cannot be gone on with."""
     told = read_study(folder).told
     try:
@@ -277,10 +285,12 @@ def _begun_with(folder: Path) -> tuple[str, type[Rule], Sweep]:
         recipe = recipe_of({**settings, **{key: told.get(key) for key in ("environment", "rule", "rule_settings")}})
         rule = RULES[str(recipe.rule)]
         base = rule.settings_class(**recipe.rule_settings)
+        lanes = told.get("lanes")
+        _check_lanes(lanes)
         wanted = make_sweep(base, {**recipe.settings, "seed": seeds[0]}, len(seeds), swept)
     except SettingError as error:
         raise RunError(f"{folder} holds no study that can be gone on with: {error}") from None
-    return str(recipe.environment), rule, wanted
+    return str(recipe.environment), rule, wanted, lanes
 
 
 def _refuse_links(folder: Path) -> None:
@@ -304,7 +314,9 @@ def _found(folder: Path, member: Member) -> Member:
 
 
 def _after(member: Member, outcome: Outcome, *, stopped: bool) -> Member:
-    """The run after it was made or tried."""
+    """The run after it was made or tried, or neither."""
+    if outcome == Outcome(None, None):
+        return member
     if outcome.run is not None:
         return _judged(member, outcome.run.evaluation["return"]["mean"], outcome.run.steps)
     ended = outcome.error is None or (stopped and outcome.error.startswith("stopped"))

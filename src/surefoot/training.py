@@ -312,7 +312,7 @@ def _compiled(source: FunctionalSource, rule: Rule, run: config.Run) -> Onward:
             # Told one call late, when what was made until then is entered.
             source.check(last.fault, int(last.state.steps))
         count = how_many(run.steps - standing.steps, source.envs * source.horizon, pace)
-        made = fetched(chunk(numbers, learner, state, count, count))
+        made = fetched(source.name, chunk, numbers, learner, state, count, count)
         each = iterations(made, rule, run)
         spent = time.perf_counter() - begun
         pace, last = None if last is None else count / spent, made

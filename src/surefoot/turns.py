@@ -43,7 +43,6 @@ def train_in_turn(
     environment: str | Callable[[], Any],
     plans: Sequence[Plan],
     *,
-    lanes: int | None = None,
     progress: bool = True,
     stop: Callable[[], bool] | None = None,
     told: Callable[[str], None] | None = None,
@@ -53,7 +52,6 @@ def train_in_turn(
     Args:
         environment: as for `train`.
         plans: the runs, in order.
-        lanes: how many are made together elsewhere; here it is always one.
         progress, told: as for `train`.
         stop: asked after every update and before every run; where it says True, the run under way ends there with a
             checkpoint, and no further one is begun.

@@ -121,6 +121,9 @@ def examined(path: str) -> dict[str, Any]:
         told: dict[str, Any] = {"run": str(record.path / member.folder), "healthy": None, "findings": []}
         if member.error:
             told["error"] = member.error
+        if not (record.path / member.folder).exists():
+            runs.append(told)
+            continue
         try:
             history = read(record.path / member.folder)
             made = examine(history) if history.rows else None
@@ -133,7 +136,7 @@ def examined(path: str) -> dict[str, Any]:
         runs.append(told)
     if all(run["healthy"] is None for run in runs):
         raise RunError(f"{path} has no run that records anything that a check needs")
-    healthy = all(run["healthy"] is not False and "error" not in run for run in runs)
+    healthy = all(run["healthy"] is not False and not {"error", "unread"} & run.keys() for run in runs)
     return {"study": path, "healthy": healthy, "runs": runs}
 
 
@@ -156,6 +159,8 @@ def _verdict(run: dict[str, Any]) -> str:
         parts.append(f"{found[0]['title']} ({', '.join(finding['name'] for finding in found)})")
     elif run["healthy"]:
         parts.append("healthy")
+    elif "unread" in run:
+        parts.append(printable(run["unread"]))
     elif not parts:
         parts.append("nothing recorded yet")
     return "; ".join(parts)

@@ -24,7 +24,9 @@ def add(commands: Any) -> None:
         help="train a policy in an environment and leave a run folder",
         description="Train a policy, show how it goes, evaluate it and leave a run folder with a report; with several "
         "seeds or a sweep, a study's folder with all runs, a table and a picture.",
-        epilog="ENV is a Gymnasium id (CartPole-v1) or package.module:callable that returns a Gymnasium environment.",
+        epilog="ENV is a Gymnasium id (CartPole-v1) or package.module:callable that returns a Gymnasium "
+        "environment; or one written in JAX: gymnax:CartPole-v1, brax:ant, or a callable annotated to return a "
+        "FunctionalEnvironment.",
         allow_abbrev=False,
     )
     parser.add_argument("environment", metavar="ENV", nargs="?", help="the environment (default: that of --config)")

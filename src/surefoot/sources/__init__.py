@@ -6,7 +6,7 @@ This module imports nothing slow: the worker processes of asynchronous environme
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from surefoot import config
@@ -42,8 +42,12 @@ def functional_environment(environment: str | Callable[[], Any]) -> FunctionalEn
         meant = attribute_of(environment)
     if not callable(meant) and not hasattr(meant, "step"):
         return None
-    understood = _understood if isinstance(meant, Hashable) else _understood.__wrapped__
-    return understood(meant, environment_name(environment))
+    name = environment_name(environment)
+    try:
+        hash(meant)
+    except TypeError:
+        return _understood.__wrapped__(meant, name)
+    return _understood(meant, name)
 
 
 @functools.lru_cache(maxsize=64)  # as the next; and what was compiled for an environment is for that very object

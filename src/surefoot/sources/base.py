@@ -12,6 +12,9 @@ from jaxtyping import PRNGKeyArray
 from surefoot.batch import Trajectory
 from surefoot.policy import NeuralPolicy
 
+LARGEST_REWARD = 1e15
+"""A reward beyond it, discounted and squared, would leave the range of 32 bits."""
+
 
 class Source(ABC):
     """Abstract: N environments that a policy acts in.

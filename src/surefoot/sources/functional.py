@@ -17,7 +17,7 @@ from surefoot.arrays import bits, from_bits
 from surefoot.batch import Trajectory
 from surefoot.errors import EnvironmentFault, RunError
 from surefoot.policy import NeuralPolicy
-from surefoot.sources.base import Source
+from surefoot.sources.base import LARGEST_REWARD, Source
 from surefoot.spaces import make_encoder, make_head
 
 
@@ -92,8 +92,13 @@ class FunctionalSource(Source):
         self._collect = jax.jit(self.roll_out)
 
     def reset(self, key: PRNGKeyArray) -> FunctionalState:
-        """The start of every environment's first episode."""
-        return self._reset(key)
+        """The start of every environment's first episode. Raises EnvironmentFault where it shows what is not finite."""
+        state = self._reset(key)
+        for path, leaf in jax.tree.leaves_with_path(state.observation):
+            if jnp.issubdtype(leaf.dtype, jnp.inexact) and not bool(jnp.isfinite(leaf).all()):
+                shown = f"observation{jax.tree_util.keystr(path)}"
+                raise EnvironmentFault(f"{self.name}: reset returned {shown} with a value that is not finite")
+        return state
 
     def collect(
         self, policy: NeuralPolicy, state: FunctionalState, key: PRNGKeyArray
@@ -164,7 +169,7 @@ class FunctionalSource(Source):
         what = "reward" if part < 0 else f"observation{names[part]}"
         raise EnvironmentFault(
             f"{self.name}: step {before + int(fault.row)}: environment {int(fault.env)} returned {what} with a value "
-            f"that is not finite"
+            + (f"that is not finite or beyond {LARGEST_REWARD:g}" if part < 0 else "that is not finite")
         )
 
     def pack(self, state: FunctionalState) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -202,9 +207,9 @@ class Fault(NamedTuple):
 
 @jax.jit
 def first_fault(trajectory: Trajectory) -> Fault:
-    """The first reward, or observation that a row led to, that is not finite."""
+    """The first reward, or observation that a row led to, that nothing can be learned from."""
     shape = trajectory.reward.shape
-    wrong = [~jnp.isfinite(trajectory.reward)]
+    wrong = [~(jnp.abs(trajectory.reward) <= LARGEST_REWARD)]
     for leaf in jax.tree.leaves(trajectory.observation):
         real = jnp.issubdtype(leaf.dtype, jnp.inexact)
         wrong.append(~jnp.isfinite(leaf[1:]).reshape(*shape, -1).all(axis=-1) if real else jnp.zeros(shape, bool))

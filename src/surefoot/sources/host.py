@@ -17,7 +17,7 @@ from surefoot.batch import Trajectory
 from surefoot.distributions import Distribution
 from surefoot.errors import EnvironmentFault, RunError
 from surefoot.policy import HostPolicy, NeuralPolicy
-from surefoot.sources.base import Source
+from surefoot.sources.base import LARGEST_REWARD, Source
 from surefoot.spaces import first_entries, lawful, some_allowed, space_tree, unlawful
 
 
@@ -295,10 +295,6 @@ class HostSource(Source):
             row, env, what, value = min(problems, key=lambda problem: problem[:2])
             where = f"step {before + row}" if row >= 0 or before else "reset"
             raise EnvironmentFault(f"{self.name}: {where}: environment {env} {returned(what, value)}")
-
-
-LARGEST_REWARD = 1e15
-"""A reward beyond it, discounted and squared, would leave the range of 32 bits."""
 
 
 def unlawful_reward(reward: np.ndarray) -> np.ndarray:
