@@ -89,7 +89,7 @@ def study(
         lanes: how many runs are made together at most, where the environment is a function itself; by default as
             many as fit.
         progress, told: as for `train`.
-        stop: asked after every update; where it says True, the study ends there, and `resume_study` goes on with it.
+        stop: asked as by `train`; where it says True, the study ends there, and `resume_study` goes on with it.
         settings: as for `train`; `seed` is the first.
 
     Every setting is checked before anything is written: SettingError, EnvironmentNotFound, UnsupportedSpace, and

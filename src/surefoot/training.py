@@ -87,7 +87,8 @@ def train(
         out: the run's folder; by default a new one under runs/.
         progress: show a panel (or lines, outside a terminal) on standard error.
         tensorboard: write every number of metrics.jsonl for TensorBoard too, into the run's `tensorboard` folder.
-        stop: asked after every update; where it says True, the run ends there with a checkpoint.
+        stop: asked after every update, or about once a second where updates do not leave the compiler; where it says
+            True, the run ends there with a checkpoint.
         told: is given a line for whatever of the run could not be written and is no loss, a picture for one; by
             default that is a warning.
         settings: any setting of `surefoot.config.Run` and its groups by name, such as `steps`, `seed`,
