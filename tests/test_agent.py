@@ -136,6 +136,7 @@ def test_what_is_saved_is_only_tensors_and_json(tmp_path):
     assert {"normaliser.mean", "normaliser.variance", "log_std"} <= tensors.keys()
 
 
+@pytest.mark.long
 def test_the_normaliser_of_training_travels_with_the_agent(tmp_path):
     # Observations around 1000 with a spread of 50: without the normaliser nothing is right.
     run = sf.train(probes.Noise, sf.PG(radius=0.1), out=tmp_path, steps=60, evaluation_episodes=3, **TINY)

@@ -237,6 +237,7 @@ def test_a_run_is_written_by_strict_json(tmp_path):
 # Masks.
 
 
+@pytest.mark.long
 def test_a_run_of_taxi_never_takes_an_action_that_its_mask_forbids(tmp_path):
     run = train("probes:strict_taxi", tmp_path / "run", "trpo", steps=400, horizon=128)
     assert run.steps >= 400

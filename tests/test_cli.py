@@ -63,6 +63,7 @@ def test_evaluate_plays_what_was_trained(run_folder, capsys):
     assert f"{first['return']['mean']:.1f}" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_evaluate_films_an_episode(run_folder, tmp_path):
     film = tmp_path / "episode.gif"
     assert cli.main(["evaluate", str(run_folder), "--episodes", "1", "--video", str(film)]) == 0

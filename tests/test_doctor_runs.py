@@ -178,6 +178,7 @@ def test_a_fisher_matrix_that_is_four_times_too_small_is_found(trained, monkeypa
     assert numbers(found["kl-model"].evidence)[0] == pytest.approx(4, rel=0.2)
 
 
+@pytest.mark.long
 def test_a_policy_that_became_certain_of_the_worst_is_found(trained, monkeypatch):
     estimate = iteration.estimate_stage
 

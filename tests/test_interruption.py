@@ -88,7 +88,7 @@ CASES = {  # where (an object, a function of it, which call), the signals, exit 
 
 
 QUICK = {"while compiling, Ctrl-C", "in an update, SIGTERM", "in the last update", "in a checkpoint, twice"}
-QUICK |= {"in an update, Ctrl-C and SIGTERM", "in the evaluation", "in the evaluation, twice"}
+QUICK |= {"in the evaluation"}
 
 
 def unless(quick, *values):

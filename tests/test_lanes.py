@@ -64,9 +64,8 @@ def close(one, other):
     return one == other
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "trpo" else pytest.param(name, marks=pytest.mark.long) for name in RULES if name != "pi"]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("name", [name for name in RULES if name != "pi"])
 def test_each_lane_is_the_run_alone_in_float64(name, x64):
     plans, alone, side_by_side = lanes_and_runs_alone(name, WALK, 20)
     for index, ((rule, run), mine) in enumerate(zip(plans, alone, strict=True)):

@@ -111,6 +111,7 @@ def test_the_clipped_surrogate_is_the_source_s_formula(key):
     np.testing.assert_allclose(clipped_surrogate(moved, batch, jnp.asarray(0.2)), expected, rtol=1e-4)
 
 
+@pytest.mark.long
 def test_ppo_stops_at_the_exact_kl_and_without_a_stop_goes_on(key):
     policy, batch = make_batch(key, size=256)
     settings = {"step_size": 3e-3, "epochs": 60}
@@ -156,6 +157,7 @@ def test_the_empirical_matrix_is_the_metric_where_every_action_is_enumerated(x64
     np.testing.assert_allclose(metric, empirical, atol=1e-12)
 
 
+@pytest.mark.long
 def test_the_empirical_matrix_is_the_outer_products_of_scores(key, x64):
     policy, batch = make_batch(key, "gaussian", size=16, dtype=np.float64)
     theta, rebuild = flatten(policy)

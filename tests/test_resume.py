@@ -25,7 +25,7 @@ CASES = {  # environment, rule, settings
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.long) if name == "lambda" else name for name in CASES]
+    "name", [pytest.param(name, marks=pytest.mark.long) if name in ("lambda", "masked") else name for name in CASES]
 )
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(name, tmp_path):
     environment, rule, settings = CASES[name]

@@ -291,6 +291,7 @@ class Holdout(Rule):
         return policy, memory, report._replace(multiplier_path=seen, kl=jnp.sum(batch.weight))
 
 
+@pytest.mark.long
 def test_held_out_environments_are_kept_whole_and_drawn_anew():
     source, rule, run, learner, state = collected(rule=Holdout(), envs=20, horizon=16, holdout=0.25)
     kept = []
@@ -314,6 +315,7 @@ def test_reweighting_keeps_the_old_policy_s_ratios_at_one(x64, rng):
     np.testing.assert_allclose(mass, part.weight)
 
 
+@pytest.mark.long
 def test_on_pure_noise_the_step_promises_much_and_gains_nothing_on_held_out_environments(tmp_path):
     run = sf.train(
         "probes:Noise",

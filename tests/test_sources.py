@@ -618,6 +618,7 @@ def test_returns_are_those_of_whole_episodes_across_restarts_too(tmp_path):
     assert {(row["return_min"], row["return_max"], row["length_mean"]) for row in rows} == {(5, 5, 5)}
 
 
+@pytest.mark.long
 def test_a_run_through_ends_in_which_nothing_is_allowed_stays_finite(tmp_path):
     rows = trained(partial(probes.Masked, closed=True), tmp_path, "trpo", steps=40)
     assert any(row["episodes"] for row in rows)

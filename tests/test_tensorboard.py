@@ -25,6 +25,7 @@ def events(folder):
             yield from ((event.step, value.tag, value.simple_value) for value in event.summary.value)
 
 
+@pytest.mark.long
 def test_the_scalars_are_those_of_the_metrics(tmp_path):
     out = tmp_path / "run"
     sf.train("CartPole-v1", steps=300, out=out, tensorboard=True, progress=False, **SMALL)

@@ -66,6 +66,7 @@ def test_a_seed_repeats_bit_for_bit_and_another_differs(tmp_path):
     assert tensors[0] == tensors[1] != tensors[2]
 
 
+@pytest.mark.long
 def test_settings_reach_the_run(tmp_path):
     run = sf.train("Pendulum-v1", "pg", steps=64, discount=0.9, log_std=-1.0, out=tmp_path / "run", **TINY)
     told = history.read(run.path)
@@ -171,6 +172,7 @@ def collected(**settings):
     return source, rule, run, learner, state
 
 
+@pytest.mark.long
 def test_a_normaliser_that_drifts_within_an_iteration_shows_in_the_first_ratio():
     source, rule, run, learner, state = collected(envs=4, horizon=16)
     learner, state, told = iterate(source, rule, run, learner, state)
