@@ -471,6 +471,18 @@ def test_what_is_for_one_run_is_refused_for_a_study(option, whole, capsys):
     assert "is for one run, and this is a study" in capsys.readouterr().err
 
 
+def test_lanes_are_for_a_study_alone(whole, capsys, monkeypatch):
+    assert cli.main(["resume", str(whole.path / FOLDERS[0]), "--lanes", "2"]) == 2
+    assert "--lanes is for a study, and this is a single run" in capsys.readouterr().err
+    assert cli.main(["resume", str(whole.path), "--lanes", "0"]) == 2
+    assert "lanes must be a whole number, at least 1" in capsys.readouterr().err
+    given = []
+    monkeypatch.setattr(studies, "resume_study", lambda *_, lanes, **__: given.append(lanes) or whole.study)
+    for line in ([], ["--lanes", "3"]):
+        assert cli.main(["resume", str(whole.path), *line]) == 0
+    assert given == [None, 3]
+
+
 # The picture, the table and the page of studies of any size.
 
 

@@ -9,6 +9,7 @@ from surefoot.cli import studies
 from surefoot.cli.interruption import asked_to_stop
 from surefoot.cli.options import whole
 from surefoot.cli.train import note, tell
+from surefoot.errors import SettingError
 
 
 def add(commands: Any) -> None:
@@ -26,6 +27,7 @@ def add(commands: Any) -> None:
         "--allow-env", action="store_true", help="let the run's package.module:callable environment be imported"
     )
     parser.add_argument("--tensorboard", action="store_true", help="write the metrics for TensorBoard too")
+    studies.add_lanes(parser, "as the study was begun; a single run has none")
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output and nothing else")
     parser.set_defaults(command=run, exit_code=studies.exit_code)
 
@@ -36,6 +38,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     if is_study(arguments.run):
         return _study(arguments)
+    if arguments.lanes is not None:
+        raise SettingError("--lanes is for a study, and this is a single run; leave it out, or name a study's folder")
     from surefoot.training import resume
 
     with asked_to_stop() as stop:
@@ -55,5 +59,7 @@ def _study(arguments: argparse.Namespace) -> dict[str, Any]:
     from surefoot.studies import resume_study
 
     with asked_to_stop() as stop:
-        done = resume_study(arguments.run, allow_env=arguments.allow_env, stop=stop, told=note)
+        done = resume_study(
+            arguments.run, allow_env=arguments.allow_env, lanes=arguments.lanes, stop=stop, told=note
+        )
     return studies.tell(done.path, quiet=arguments.json)

@@ -29,8 +29,13 @@ def add_options(parser: Any) -> None:
         help="run every one of these values of a numeric setting, named as its option is: radius=0.003,0.01 or "
         "rule.damping=0,0.1; given again for another setting, every combination",
     )
-    group.add_argument(
-        "--lanes", type=whole, metavar="N", help="train at most N runs together (default: as many as fit) [at least 1]"
+    add_lanes(group, "as many as fit")
+
+
+def add_lanes(parser: Any, default: str) -> None:
+    """`--lanes`, with what holds where it is not given."""
+    parser.add_argument(
+        "--lanes", type=whole, metavar="N", help=f"train at most N runs together (default: {default}) [at least 1]"
     )
 
 
