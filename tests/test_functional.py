@@ -20,10 +20,12 @@ from gymnasium import spaces
 import functional_probes
 import surefoot as sf
 from surefoot import config
+from surefoot.record import new_run_folder
 from surefoot.sources import brax as brax_adapter
 from surefoot.sources import functional_environment, make_source
 from surefoot.sources import gymnax as gymnax_adapter
 from surefoot.sources.contract import checked
+from surefoot.sources.environments import environment_name
 from surefoot.sources.functional import FunctionalEnvironment, Transition
 
 TINY = {"envs": 2, "horizon": 8, "hidden": (8,), "critic_hidden": (8,), "critic_epochs": 1, "evaluation_episodes": 1}
@@ -178,6 +180,28 @@ def test_numbers_and_bools_of_python_are_taken_as_arrays():
     step = made.step(KEY, state, jnp.zeros((), int))
     assert [leaf.dtype for leaf in (step.reward, step.terminated, step.state["time"])] == [np.float32, bool, np.int32]
     assert (int(step.state["time"]), bool(step.terminated), float(step.reward)) == (1, True, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("environment", "told", "folder"),
+    [
+        (still(), "<FunctionalEnvironment>", "FunctionalEnvironment-pg-s0"),
+        (still(name="v1.still-water_2"), "<v1.still-water_2>", "v1.still-water_2-pg-s0"),
+        (functional_probes.walk, "functional_probes:walk", "functional_probes-walk-pg-s0"),
+        (functools.partial(functional_probes.walk, limit=3), "functional_probes:walk", "functional_probes-walk-pg-s0"),
+        ("gymnax:CartPole-v1", "gymnax:CartPole-v1", "gymnax-CartPole-v1-pg-s0"),
+    ],
+)
+def test_what_an_environment_and_its_runs_are_called(environment, told, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert environment_name(environment) == told
+    assert [str(new_run_folder(None, f"{told}-pg-s0")) for _ in range(2)] == [f"runs/{folder}", f"runs/{folder}-2"]
+
+
+@pytest.mark.parametrize("name", ["", "two words", "a/b", "../up", ".hidden", "a" * 101, "one\n", 3])
+def test_a_name_that_is_no_plain_one_is_refused(name):
+    with pytest.raises(sf.SettingError, match=r"^name must be a letter or digit and .* came$"):
+        still(name=name)
 
 
 def says_otherwise() -> FunctionalEnvironment:

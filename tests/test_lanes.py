@@ -1,5 +1,6 @@
 """Many runs in one program: each lane is the run that it would be alone, and one that fails harms no other."""
 
+import dataclasses
 import json
 
 import jax
@@ -21,7 +22,7 @@ from surefoot.turns import Plan
 TINY = {"envs": 8, "horizon": 16, "hidden": (8,), "critic_hidden": (8,), "critic_epochs": 1, "evaluation_episodes": 3}
 TIMES = {"seconds", "collect_seconds", "update_seconds", "certify_seconds", "critic_seconds"}
 WALK = functional_probes.walk()
-UNLUCKY = functional_probes.walk(chance=1 / 2200)
+UNLUCKY = dataclasses.replace(functional_probes.walk(chance=1 / 2200), name="unlucky")
 RADII = (0.003, 0.01, 0.03)
 
 
@@ -182,6 +183,14 @@ def test_what_goes_wrong_around_a_lane_stops_no_other(six, tmp_path, monkeypatch
         if place != sound[0]:
             assert rows_of(plan.folder) == rows_of(part.folder)
             assert (again[place].run is None) == (place == sound[1] or place not in sound)
+
+
+def test_a_run_in_an_environment_given_itself_has_its_name_and_says_what_going_on_takes(six):
+    plans, _ = six
+    told = json.loads((plans[0].folder / "config.json").read_text())["environment"]
+    assert told == sf.load(plans[0].folder).environment == "<unlucky>"
+    with pytest.raises(sf.EnvironmentNotFound, match=r"^environment <unlucky> was given as an object.*environment=…"):
+        sf.resume(plans[0].folder)
 
 
 def test_plans_that_are_finished_are_left_as_they_are(six):

@@ -30,7 +30,7 @@ def new_run_folder(out: str | os.PathLike | None, name: str) -> Path:
                 raise RunError(f"out: {folder} already holds a run or other files; name a new folder")
             folder.mkdir(parents=True, exist_ok=True)
             return folder
-        stem = Path("runs") / re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+        stem = Path("runs") / re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-")
         number = 1
         while True:
             folder = stem if number == 1 else stem.with_name(f"{stem.name}-{number}")

@@ -33,10 +33,11 @@ def functional_environment(environment: str | Callable[[], Any]) -> FunctionalEn
     whose annotation says that it returns one. Raises EnvironmentNotFound, UnsupportedSpace, and EnvironmentFault where
     it cannot be made or is none (see `contract.checked`).
     """
-    from surefoot.sources.environments import attribute_of, environment_name
+    from surefoot.sources.environments import attribute_of, environment_name, refuse_nameless
 
     meant: Any = environment
     if isinstance(environment, str):
+        refuse_nameless(environment)
         if not runs_code(environment):
             return _task_of_a_library(environment) if ":" in environment else None
         meant = attribute_of(environment)

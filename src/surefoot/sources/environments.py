@@ -13,17 +13,35 @@ from surefoot.errors import EnvironmentFault, EnvironmentNotFound, SurefootError
 from surefoot.sources.guard import Guarded, line, of_the_environment, overdue, quiet
 from surefoot.sources.watch import Overdue, Watch
 
+_FUNCTIONAL = "FunctionalEnvironment"
 _SPACES = ("observation space", "action space")
 _WANTED = "a Gymnasium id, package.module:callable, a callable that returns a gymnasium.Env, or a FunctionalEnvironment"
 
 
 def environment_name(environment: str | Callable[[], Any]) -> str:
-    """The environment as the command line would name it."""
+    """The environment as the command line would name it; in <> where it is a FunctionalEnvironment itself, which
+    nothing can make from its name (see `refuse_nameless`)."""
     if isinstance(environment, str):
         return environment
+    if _is_functional(environment):
+        return f"<{getattr(environment, 'name', None) or _FUNCTIONAL}>"
     while isinstance(environment, functools.partial):
         environment = environment.func
     return f"{environment.__module__}:{getattr(environment, '__qualname__', type(environment).__qualname__)}"
+
+
+def _is_functional(made: Any) -> bool:
+    """Whether this is a FunctionalEnvironment, whose class is not imported here, as JAX would be with it."""
+    return type(made).__name__ == _FUNCTIONAL
+
+
+def refuse_nameless(environment: str) -> None:
+    """Raise EnvironmentNotFound where a name that was recorded is of an environment that was given itself."""
+    if environment.startswith("<"):
+        raise EnvironmentNotFound(
+            f"environment {environment} was given as an object, which nothing can make from its name; give it again in "
+            "Python, as in sf.resume(folder, environment=…), sf.resume_study or sf.evaluate"
+        )
 
 
 def maker(environment: str | Callable[[], Any], **options: Any) -> Callable[[], gymnasium.Env]:
@@ -126,7 +144,7 @@ def _call(function: Callable[..., Any], name: str, options: dict[str, Any]) -> g
         raise fault from error
     if not isinstance(made, gymnasium.Env):
         kind = type(made).__name__
-        written = "; annotate it `-> FunctionalEnvironment`" if kind == "FunctionalEnvironment" else ""
+        written = f"; annotate it `-> {_FUNCTIONAL}`" if _is_functional(made) else ""
         raise EnvironmentNotFound(f"environment {name!r} returned a {kind}; it must return a gymnasium.Env{written}")
     return with_spaces(made, name)
 

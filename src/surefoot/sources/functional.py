@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from surefoot.arrays import bits, from_bits
 from surefoot.batch import Trajectory
-from surefoot.errors import EnvironmentFault, RunError
+from surefoot.errors import EnvironmentFault, RunError, SettingError, shown
 from surefoot.policy import NeuralPolicy
 from surefoot.sources.base import LARGEST_REWARD, Source
 from surefoot.spaces import make_encoder, make_head
@@ -48,6 +49,10 @@ class FunctionalEnvironment:
         step: from a key, a state and an action of `action_space` to a Transition.
         observation_space, action_space: Gymnasium's.
         tells_truncation: whether a time limit is told from a real end; where it is not, every end counts as real.
+        name: of it where it is given itself and not by what makes it: of its runs' folders, and in <> in their
+            config.json. By default FunctionalEnvironment.
+
+    Raises SettingError for a name that is no plain one.
     """
 
     reset: Callable[[PRNGKeyArray], tuple[Any, Any]]
@@ -55,6 +60,17 @@ class FunctionalEnvironment:
     observation_space: gymnasium.Space
     action_space: gymnasium.Space
     tells_truncation: bool = True
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.name is not None and not (isinstance(self.name, str) and _NAME.fullmatch(self.name)):
+            raise SettingError(
+                "name must be a letter or digit and at most 99 more of them, dots, dashes and underscores, but "
+                f"{shown(self.name)} came"
+            )
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # as it is to be part of a folder's
 
 
 class FunctionalState(NamedTuple):
