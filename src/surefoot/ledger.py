@@ -110,8 +110,7 @@ class Ledger:
             if newer:
                 self.save_policy()
         if isinstance(error, SurefootError) and not isinstance(error, RunError):
-            draw(learning_curve, folder, _quiet)
-            draw(lambda run: write_report([run]), folder, _quiet)
+            draw_run(folder, _quiet)
 
     def _write(self, judgement: dict[str, Any]) -> None:
         done, self._held_back = self._held_back, None
@@ -122,6 +121,12 @@ class Ledger:
         if self._scalars:
             self._scalars.append(row)
         self._shown(row, done.returns)
+
+
+def draw_run(folder: Path, told: Callable[[str], None]) -> None:
+    """Draw a run's picture and its page, as `draw` does."""
+    draw(learning_curve, folder, told)
+    draw(lambda run: write_report([run]), folder, told)
 
 
 def draw(picture: Callable[[Path], Any], folder: Path, told: Callable[[str], None]) -> None:

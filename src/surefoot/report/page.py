@@ -16,6 +16,9 @@ from surefoot.report.drawing import draw
 from surefoot.report.figures import figures
 from surefoot.report.runs import Run, letters
 
+PAGE = "report.html"
+"""The page's file in a run's folder."""
+
 SECTIONS = (
     ("glance", "At a glance"),
     ("findings", "The doctor's findings"),
@@ -46,7 +49,7 @@ def write_report(runs: Sequence[str | os.PathLike], file: str | os.PathLike | No
         Run(history, place, mark, name)
         for place, (history, mark, name) in enumerate(zip(histories, letters(len(histories)), names, strict=True))
     ]
-    target = Path(file) if file is not None else (histories[0].path if len(shown) == 1 else Path()) / "report.html"
+    target = Path(file) if file is not None else (histories[0].path if len(shown) == 1 else Path()) / PAGE
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
