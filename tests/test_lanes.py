@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 import functional_probes
 import surefoot as sf
-from surefoot import config, history, lanes
+from surefoot import config, history, lanes, studies
 from surefoot.compiled import fetched, iterations, make_chunk, numbers_of
 from surefoot.errors import EnvironmentFault, SettingError
 from surefoot.iteration import begin, settled
@@ -130,7 +131,10 @@ def test_lanes_that_were_stopped_go_on_to_the_same_bits(six, tmp_path):
     assert all(outcome.run is None for outcome in first)
     assert any(outcome.error.startswith("stopped after update") for outcome in first)
     finished = [place for place, outcome in enumerate(first) if outcome.run]
+    stale = next(part.folder for part, one, two in zip(parts, first, outcomes, strict=True) if two.run and not one.run)
+    (stale / "report.html").write_text("of where it went wrong")
     again = train_together(UNLUCKY, parts, finished=finished, progress=False, told=told.append)
+    assert not (stale / "report.html").exists()
     for plan, part, outcome, second in zip(plans, parts, outcomes, again, strict=True):
         assert (outcome.run is None) == (second.run is None)
         assert rows_of(plan.folder) == rows_of(part.folder)
@@ -191,6 +195,32 @@ def test_a_run_in_an_environment_given_itself_has_its_name_and_says_what_going_o
     assert told == sf.load(plans[0].folder).environment == "<unlucky>"
     with pytest.raises(sf.EnvironmentNotFound, match=r"^environment <unlucky> was given as an object.*environment=…"):
         sf.resume(plans[0].folder)
+
+
+def test_each_run_of_a_study_made_in_lanes_has_a_page_and_a_picture(six, tmp_path, monkeypatch):
+    plans, outcomes = six
+    made = next(plan.folder for plan, outcome in zip(plans, outcomes, strict=True) if outcome.run)
+    assert not (made / "report.html").exists()
+
+    def together(environment, plans, **_):
+        for plan in plans:
+            shutil.copytree(made, plan.folder)
+        return [outcome for outcome in outcomes if outcome.run][:1] * len(plans)
+
+    monkeypatch.setattr(studies, "train_together", together)
+    out = tmp_path / "study"
+    sf.study(UNLUCKY, seeds=2, out=out, progress=False, steps=1500, **TINY)
+    drawn = [out / "runs" / run / file for run in ("s0", "s1") for file in ("report.html", "learning_curve.png")]
+    assert [file for file in drawn if not file.exists()] == []
+    assert "&lt;unlucky&gt;" in drawn[0].read_text()
+    # Going on draws what a kill left undrawn, unless it is asked to stop, and nothing else.
+    drawn[0].unlink()
+    before = [file.stat().st_mtime_ns for file in drawn[2:]]
+    for stop in (lambda: True, None):
+        assert not drawn[0].exists()
+        sf.resume_study(out, environment=UNLUCKY, progress=False, stop=stop)
+    assert drawn[0].exists()
+    assert before == [file.stat().st_mtime_ns for file in drawn[2:]]
 
 
 def test_plans_that_are_finished_are_left_as_they_are(six):

@@ -23,12 +23,13 @@ from surefoot.arrays import bits, from_bits
 from surefoot.compilation import keep_compiled_programs, of_whole_iterations
 from surefoot.compiled import Chunk, fetched, how_many, iterations, make_chunk, numbers_of
 from surefoot.errors import RunError, SettingError, SurefootError
-from surefoot.files import held
+from surefoot.files import held, remove
 from surefoot.iteration import begin
 from surefoot.ledger import Ledger
 from surefoot.progress import Together
 from surefoot.recipe import read_recipe
 from surefoot.record import new_run_folder
+from surefoot.report.page import PAGE
 from surefoot.resuming import Begun, newest, refuse_links
 from surefoot.rules import Rule
 from surefoot.sources import caution, make_source
@@ -243,6 +244,7 @@ def _opened(
     begun = Begun(folder, uuid.uuid4().hex, name, fresh, [])
     if going_on:
         refuse_links(folder)
+        remove(folder / PAGE)  # that of where it went wrong; the study draws what is missing
         begun = newest(begun._replace(identity=read_recipe(folder / "config.json").identity), source, told)
     ledger = Ledger(begun, source, plan.rule, plan.run, told=told, shown=partial(view.show, folder.name))
     stack.callback(ledger.close)

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,9 +23,11 @@ from surefoot.files import held, write_atomically
 from surefoot.files import sweep as sweep_up
 from surefoot.guard import careful
 from surefoot.lanes import kind, train_together
+from surefoot.ledger import draw_run
 from surefoot.policy import make_policy
 from surefoot.recipe import recipe_of
 from surefoot.record import differing_versions, new_run_folder, versions
+from surefoot.report.page import PAGE
 from surefoot.report.study import study_picture
 from surefoot.rules import RULES, Rule
 from surefoot.settings import as_json, dumps
@@ -188,6 +191,7 @@ class _Course:
             if asked.said:
                 break
         self._draw()
+        self._draw_runs(progress, asked)
         finished = sum(member.status == FINISHED for member in self._members)
         if asked.said and finished < len(self._members):
             raise Stopped(
@@ -223,6 +227,24 @@ class _Course:
             study_picture(self._folder)
         except SurefootError as error:
             self._told(f"{error}; the study is whole without it, and surefoot report {self._folder} makes it anew")
+
+
+    def _draw_runs(self, progress: bool, stop: Callable[[], bool]) -> None:
+        """The page and the picture of each finished run that has none, which are those made as lanes: after all of
+        them, and in going on with the study where that did not come to its end."""
+        folders = [self._folder / member.folder for member in self._members if member.status == FINISHED]
+        missing = [path for path in folders if (path / "evaluation.json").exists() and not (path / PAGE).exists()]
+        last = -math.inf
+        for done, folder in enumerate(missing):
+            if stop():
+                return
+            if progress and time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
+                last = time.monotonic()
+                print(f"study: {done} of {len(missing)} runs' pages drawn", file=sys.stderr, flush=True)
+            draw_run(folder, self._told)
+
+
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 class _Latched:
