@@ -1,12 +1,14 @@
 """Studies: what is run, what each setting comes to, and that nothing is lost when runs fail or are stopped."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import math
 import shutil
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -20,6 +22,7 @@ from surefoot.cli.studies import reported, swept, table
 from surefoot.errors import EnvironmentFault, RunError, SettingError, Stopped
 from surefoot.report.study import MOST_SETTINGS, drawn, study_picture
 from surefoot.scores import score
+from surefoot.settings import as_json, digest, dumps
 from surefoot.study_record import FILE, Member, StudyRecord, read_study, rows_of
 from surefoot.sweep import MOST_RUNS, make_sweep
 from surefoot.turns import Outcome, Plan
@@ -68,8 +71,65 @@ def test_the_settings_of_a_point_are_those_of_rule_and_run():
 def test_what_follows_from_a_setting_follows_from_a_swept_one():
     sweep = make_sweep(config.TRPO(), {}, 1, {"damping": [0, 0.1]})
     assert [sweep.rule(point).subsample for point in sweep.points] == [1, 0.2]
-    chosen = make_sweep(config.TRPO(subsample=0.5), {}, 1, {"radius": [0.1]})
-    assert chosen.rule(chosen.points[0]).subsample == 0.5
+
+
+@pytest.mark.parametrize("rule", [sf.TRPO, sf.NPG])
+@pytest.mark.parametrize(
+    ("given", "swept", "subsamples"),
+    [
+        ({}, {"damping": [0.0, 0.1]}, [1.0, 0.2]),
+        ({"damping": 0.0}, {"radius": [0.1]}, [1.0]),
+        ({"damping": 0.3}, {"damping": [0.0]}, [1.0]),
+        ({"subsample": None}, {"damping": [0.0, 0.1]}, [1.0, 0.2]),
+        ({"subsample": 0.2}, {"damping": [0.1, 0.3]}, [0.2, 0.2]),
+        ({"subsample": 0.2}, {"damping": [0.0, 0.1]}, None),
+        ({"subsample": 1.0}, {"damping": [0.0, 0.1]}, [1.0, 1.0]),
+        ({"subsample": 1.0, "damping": 0.0}, {"damping": [0.0, 0.1]}, [1.0, 1.0]),
+        ({"subsample": 0.5}, {"radius": [0.1, 0.2]}, [0.5, 0.5]),
+        ({}, {"subsample": [0.2, 0.5]}, [0.2, 0.5]),
+    ],
+)
+def test_what_was_given_stays_also_where_it_would_follow_by_itself(rule, given, swept, subsamples, tmp_path):
+    plain = rule.settings_class(**given)
+    # Through the rule, as in Python; by its name and plain values, as from the command line; and study.json.
+    for told in (plain, rule(**given).settings(), rule(**dataclasses.asdict(plain)).settings()):
+        sweep = make_sweep(told, {}, 1, swept)
+        recorded = json.loads(json.dumps(sweep.rule_settings))
+        again = make_sweep(rule.settings_class(**recorded), {}, 1, swept)
+        for made in (sweep, again):
+            settings = [made.rule(point) for point in made.points]
+            if subsamples is None:
+                with pytest.raises(SettingError, match=r"damping must be above 0 with subsample 0\.2, but 0 came"):
+                    rule(**dataclasses.asdict(settings[0]))
+            else:
+                assert [setting.subsample for setting in settings] == subsamples
+                assert [rule(**dataclasses.asdict(setting)).subsample for setting in settings] == subsamples
+
+
+def test_a_number_that_follows_is_recorded_and_compiled_for_as_any_other():
+    one, other = sf.TRPO(), sf.TRPO(subsample=0.2)
+    assert as_json(one.settings()) == as_json(other.settings())
+    assert dumps(one.settings()) == dumps(other.settings())
+    assert digest(one.settings()) == digest(other.settings())
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    assert hash(jax.tree.structure(one)) == hash(jax.tree.structure(other))
+
+
+@pytest.mark.parametrize(
+    ("line", "dampings", "subsamples"),
+    [
+        ("--rule.damping 0", [0.0], [1.0]),
+        ("--sweep damping=0,0.1", [0.0, 0.1], [1.0, 0.2]),
+        ("--sweep damping=0.1,0.2 --rule.subsample 0.2", [0.1, 0.2], [0.2, 0.2]),
+    ],
+)
+def test_a_runs_config_gives_no_setting_that_would_follow(line, dampings, subsamples, whole, monkeypatch):
+    made = []
+    monkeypatch.setattr("surefoot.cli.train.make_sweep", lambda *given: made.append(make_sweep(*given)) or never())
+    with pytest.raises(AssertionError):
+        cli.main(["train", "--config", str(whole.path / FOLDERS[0] / "config.json"), *line.split()])
+    rules = [made[0].rule(point) for point in made[0].points]
+    assert [(rule.damping, rule.subsample) for rule in rules] == list(zip(dampings, subsamples, strict=True))
 
 
 def test_names_too_long_for_a_file_are_numbers():

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 from surefoot.errors import SettingError, did_you_mean
-from surefoot.settings import Settings, check, field_of, setting
+from surefoot.settings import Following, Settings, check, field_of, setting
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ class PG(RuleSettings):
     standardise: bool = setting(True, _STANDARDISE)
 
 
-def default_subsample(undamped: bool) -> float:
+def default_subsample(undamped: bool) -> Following:
     """Every fifth row; every row without damping, where the gradient might leave the range of a part's matrix."""
-    return 1.0 if undamped else 0.2
+    return Following(1.0 if undamped else 0.2)
 
 
 @dataclass(frozen=True)

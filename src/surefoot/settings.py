@@ -28,6 +28,11 @@ def setting(
     return field(default=default, metadata={"help": help, "limits": {k: v for k, v in limits.items() if v is not None}})
 
 
+class Following(float):
+    """Final: the value of a setting that nobody gave, as it follows from others. A number like any other but that a
+    sweep, which may change what it follows from, does not hold on to it."""
+
+
 _LONGEST = 64  # of a sequence; a network of more layers takes minutes to make, and learns nothing
 
 _COMPARISONS = {
@@ -102,7 +107,7 @@ def _check_number(name: str, kind: type, value: Any, limits: dict[str, float]) -
     legal = exact and math.isfinite(number) and all(_COMPARISONS[k][1](number, v) for k, v in limits.items())
     if not legal:
         raise SettingError(f"{name} must be {wanted}, {legal_range(limits)}, but {shown(value)} came")
-    return number
+    return value if isinstance(value, Following) else number
 
 
 @dataclass(frozen=True)

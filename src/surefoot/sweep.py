@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from surefoot import config
 from surefoot.errors import SettingError, did_you_mean, shown
-from surefoot.settings import check, field_of, types_of
+from surefoot.settings import Following, check, field_of, types_of
 from surefoot.study_record import written
 
 MOST_RUNS = 4096
@@ -129,6 +129,20 @@ def setting_name(told: str) -> str:
     return told.removeprefix("--").removeprefix("rule.").replace("-", "_")
 
 
+def without_following(rule_class: type[config.RuleSettings], settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a rule but for those whose values they would have by themselves, and follow others.
+
+    A run's config.json has the value of every setting and does not say which were given.
+    """
+    settled = rule_class(**settings)
+
+    def follows(name: str) -> bool:
+        alone = getattr(rule_class(**{key: value for key, value in settings.items() if key != name}), name)
+        return isinstance(alone, Following) and alone == getattr(settled, name)
+
+    return {name: value for name, value in settings.items() if not follows(name)}
+
+
 def plain_settings(run: config.Run) -> dict[str, Any]:
     """Every setting of a run by its public name, as `config.make_run` takes them."""
     return {
@@ -138,17 +152,13 @@ def plain_settings(run: config.Run) -> dict[str, Any]:
 
 
 def _chosen(rule: config.RuleSettings) -> dict[str, Any]:
-    """What somebody chose of a rule's settings: all but those that follow from the others by themselves.
+    """A rule's settings but for those that follow from the others by themselves.
 
-    So the subsample follows the damping that is swept, as it does where only the damping is given.
+    So the subsample follows the damping that is swept, as it does where only the damping is given; one that was given
+    stays, whatever its value.
     """
     every = {item.name: getattr(rule, item.name) for item in dataclasses.fields(rule)}
-
-    def follows(name: str, value: Any) -> bool:
-        others = {other: kept for other, kept in every.items() if other != name}
-        return getattr(type(rule)(**others), name) == value
-
-    return {name: value for name, value in every.items() if not follows(name, value)}
+    return {name: value for name, value in every.items() if not isinstance(value, Following)}
 
 
 def _checked(rule_class: type[config.RuleSettings], swept: dict[str, Any]) -> dict[str, tuple[Any, ...]]:

@@ -14,7 +14,7 @@ from surefoot.cli.options import HINTS, add_rule_options, add_setting, cut_note,
 from surefoot.errors import SettingError, printable
 from surefoot.recipe import Recipe, read_recipe
 from surefoot.sources import refuse_foreign_code
-from surefoot.sweep import make_sweep, plain_settings
+from surefoot.sweep import make_sweep, plain_settings, without_following
 
 
 def add(commands: Any) -> None:
@@ -74,9 +74,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     swept = studies.swept(arguments.sweep)
     settings = _settings(arguments, recipe, swept)
     arguments.rule = arguments.rule or recipe.rule or next(iter(config.RULES))
-    plain_rule = rule_settings(
-        arguments, **_without(recipe.rule_settings if arguments.rule == recipe.rule else {}, swept)
-    )
+    known = recipe.rule_settings if arguments.rule == recipe.rule else {}
+    known = without_following(config.RULES[arguments.rule], known)
+    plain_rule = rule_settings(arguments, **_without(known, swept))
     if plain_rule.tabular_only:
         raise SettingError(f"the rule {arguments.rule} is for finite MDPs; `surefoot exact` has it")
     wanted = make_sweep(plain_rule, settings, arguments.seeds, swept)  # refused before anything slow is imported
