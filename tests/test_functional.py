@@ -20,13 +20,14 @@ from gymnasium import spaces
 import functional_probes
 import surefoot as sf
 from surefoot import config
+from surefoot.policy import make_policy
 from surefoot.record import new_run_folder
 from surefoot.sources import brax as brax_adapter
 from surefoot.sources import functional_environment, make_source
 from surefoot.sources import gymnax as gymnax_adapter
 from surefoot.sources.contract import checked
 from surefoot.sources.environments import environment_name
-from surefoot.sources.functional import FunctionalEnvironment, Transition
+from surefoot.sources.functional import FunctionalEnvironment, FunctionalSource, Transition, fit_to_learn_from
 
 TINY = {"envs": 2, "horizon": 8, "hidden": (8,), "critic_hidden": (8,), "critic_epochs": 1, "evaluation_episodes": 1}
 KEY = jax.random.key(0)
@@ -202,6 +203,71 @@ def test_what_an_environment_and_its_runs_are_called(environment, told, folder, 
 def test_a_name_that_is_no_plain_one_is_refused(name):
     with pytest.raises(sf.SettingError, match=r"^name must be a letter or digit and .* came$"):
         still(name=name)
+
+
+INT8 = spaces.Box(0, 1, (2,), np.int8)
+
+
+@pytest.mark.parametrize(
+    ("space", "fit", "unfit"),
+    [
+        (BOX, [1e30, -2.5], [np.nan, np.inf, -np.inf]),
+        (spaces.Discrete(3), [0, 2], [-1, 3]),
+        (spaces.Discrete(3, start=5), [5, 7], [4, 8]),
+        (spaces.MultiDiscrete([2, 300]), [[0, 299]], [[2, 0], [0, -1], [0, 300]]),
+        (spaces.MultiBinary(2), [[0, 1]], [[2, 0], [0, -1]]),
+        (INT8, [-128, 127], [128, -129]),  # a Box's bounds are not checked, but its type's
+        (INT8, [2.0, -128.0], [0.5, 128.0, np.nan, -np.inf]),
+        (spaces.Box(0, 9, (1,), np.uint8), [0, 255], [256, -1]),
+        (spaces.Box(0, 9, (1,), np.uint32), [0, 2**31 - 1], [-1]),
+    ],
+    ids=str,
+)
+def test_an_observation_that_its_space_cannot_hold_is_found(space, fit, unfit):
+    for values, expected in ((fit, True), (unfit, False)):
+        for value in values:
+            (each,) = fit_to_learn_from(jnp.asarray(value), space)
+            assert bool(each.all()) is expected, value
+
+
+@pytest.mark.parametrize(
+    ("leaf", "space"),
+    [
+        (jnp.zeros(2, jnp.int32), BOX),
+        (jnp.zeros(2, jnp.int8), INT8),
+        (jnp.zeros(2, bool), INT8),
+        (jnp.zeros(2, jnp.int32), spaces.Box(0, 1, (2,), np.int64)),
+        (jnp.zeros((3, 3), jnp.uint8), spaces.Box(0, 255, (3, 3), np.uint8)),
+        (jnp.zeros(2, bool), spaces.MultiBinary(2)),
+    ],
+)
+def test_nothing_is_computed_where_every_number_of_the_type_will_do(leaf, space):
+    assert fit_to_learn_from(leaf, space) == [None]
+
+
+def counting(first: int) -> FunctionalEnvironment:
+    """Its observation b counts up from `first` in a space of three."""
+
+    def show(time):
+        return {"a": jnp.zeros(2), "b": time}
+
+    def step(key, time, action):
+        return Transition(time + 1, show(time + 1), 1.0, False, False)
+
+    return still(reset=lambda key: (jnp.asarray(first), show(jnp.asarray(first))), step=step, observation_space=DICT)
+
+
+@pytest.mark.parametrize(
+    ("first", "said"),
+    [(1, r"step 1: environment 0"), (7, "reset")],
+)
+def test_whole_numbers_outside_their_space_are_refused(first, said):
+    environment = checked(counting(first), "counting")
+    source = FunctionalSource(environment, name="counting", envs=2, horizon=3)
+    policy = make_policy(DICT, spaces.Discrete(2), config.Network(hidden=(2,)), KEY)
+    wrong = r"returned observation\['b'\] with a value that its space Discrete\(3\) cannot hold"
+    with pytest.raises(sf.EnvironmentFault, match=f"^counting: {said} {wrong}$"):
+        source.collect(policy, source.reset(KEY), KEY)
 
 
 def says_otherwise() -> FunctionalEnvironment:

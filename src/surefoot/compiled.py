@@ -23,7 +23,7 @@ from surefoot.compilation import of_whole_iterations
 from surefoot.errors import EnvironmentFault
 from surefoot.iteration import Iteration, Learner, learn, told_of
 from surefoot.rules import Rule
-from surefoot.sources.functional import Fault, FunctionalEnvironment, FunctionalSource, FunctionalState, first_fault
+from surefoot.sources.functional import Fault, FunctionalEnvironment, FunctionalSource, FunctionalState
 from surefoot.sources.guard import line
 
 CAPACITY = 64
@@ -131,7 +131,7 @@ def make_chunk(source: FunctionalSource) -> Callable[..., Chunk]:
         key, collect_key, update_key, critic_key = jax.random.split(learner.key, 4)
         trajectory, after = source.roll_out(learner.policy, state, collect_key)
         learned, told, critic = learn(*numbers, learner, trajectory, (key, update_key, critic_key))
-        return learned, after, packed((told, critic)), first_fault(trajectory)
+        return learned, after, packed((told, critic)), source.first_fault(trajectory)
 
     def chunk(numbers: Numbers, learner: Learner, state: FunctionalState, limit: Any, wanted: Any) -> Chunk:
         _, _, one, fault = jax.eval_shape(advance, numbers, learner, state)

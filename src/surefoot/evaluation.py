@@ -20,7 +20,7 @@ from surefoot.policy import NeuralPolicy
 from surefoot.settings import check
 from surefoot.sources import functional_environment
 from surefoot.sources.environments import environment_name, guarded, maker
-from surefoot.sources.functional import FunctionalEnvironment
+from surefoot.sources.functional import FunctionalEnvironment, fit_to_learn_from
 from surefoot.sources.guard import line
 from surefoot.sources.gymnasium import GymnasiumSimulator
 from surefoot.sources.host import returned, unlawful_observations, unlawful_reward
@@ -111,22 +111,24 @@ def _play_functional(
         total, length, over, sound = jax.device_get(play(agent.policy, play_key))
         for index in np.flatnonzero(~sound)[:1]:
             where = f"evaluation: step {length[index] - 1}: environment {index}"
-            raise EnvironmentFault(f"{name}: {where} returned a reward or an observation that is not finite")
+            raise EnvironmentFault(
+                f"{name}: {where} returned a reward or an observation that is not finite or not of its space"
+            )
         played += [_Episode(float(a), int(b), not c) for a, b, c in zip(total, length, over, strict=True)]
     return played[:episodes]
 
 
-def _finite(observation: Any) -> Any:
-    """Which of the copies show only finite numbers."""
-    leaves = [leaf for leaf in jax.tree.leaves(observation) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    each = [jnp.isfinite(leaf).reshape(len(leaf), -1).all(axis=1) for leaf in leaves]
+def _fit(observation: Any, space: gymnasium.Space) -> Any:
+    """Which of the copies show only what their space can hold."""
+    parts = [part for part in fit_to_learn_from(observation, space) if part is not None]
+    each = [part.reshape(len(part), -1).all(axis=1) for part in parts]
     return functools.reduce(jnp.logical_and, each, jnp.asarray(True))
 
 
 @functools.lru_cache(maxsize=16)
 def _player(environment: FunctionalEnvironment, episodes: int, deterministic: bool) -> Callable[..., Any]:
     """The program: from a policy and a key to each episode's return, length, whether it has ended, and whether its
-    rewards were finite. Kept, as the many runs of a study are evaluated by one."""
+    rewards and observations were sound. Kept, as the many runs of a study are evaluated by one."""
 
     def step(policy: NeuralPolicy, carry: Any, key: PRNGKeyArray) -> Any:
         inner, observation, total, length, over, sound = carry
@@ -141,7 +143,7 @@ def _player(environment: FunctionalEnvironment, episodes: int, deterministic: bo
             total,
             length + ~over,
             over | stepped.terminated | stepped.truncated,
-            sound & (over | (jnp.isfinite(total) & _finite(stepped.observation))),
+            sound & (over | (jnp.isfinite(total) & _fit(stepped.observation, environment.observation_space))),
         )
 
     def going(carry: Any) -> Any:

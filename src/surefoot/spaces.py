@@ -339,15 +339,20 @@ def unlawful(values: np.ndarray, space: Any) -> np.ndarray:
 
     `values` may have leading axes. A Box's bounds are not checked: many environments leave theirs a little.
     """
-    if isinstance(space, gym_spaces.Box):
-        lawful_there = np.isfinite(values)
-    elif isinstance(space, gym_spaces.MultiBinary):
-        lawful_there = (values == 0) | (values == 1)
-    else:
-        count = space.n if isinstance(space, gym_spaces.Discrete) else space.nvec
-        lawful_there = (values >= space.start) & (values < space.start + count)
+    lawful_there = lawful_values(values, space)
     # Acting asks for every observation, and looking for the place takes longer than seeing that there is none.
     return np.empty((0, values.ndim), int) if lawful_there.all() else np.argwhere(~lawful_there)
+
+
+def lawful_values(values: Any, space: Any) -> Any:
+    """Which numbers of observations of a plain space are finite, and whole ones that it holds: bool, NumPy's or JAX's
+    as `values` are, of their shape."""
+    if isinstance(space, gym_spaces.Box):
+        return namespace(values).isfinite(values)
+    if isinstance(space, gym_spaces.MultiBinary):
+        return (values == 0) | (values == 1)
+    count = space.n if isinstance(space, gym_spaces.Discrete) else space.nvec
+    return (values >= space.start) & (values < space.start + count)
 
 
 def first_entries(space: Any) -> np.ndarray:

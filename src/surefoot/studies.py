@@ -228,7 +228,6 @@ class _Course:
         except SurefootError as error:
             self._told(f"{error}; the study is whole without it, and surefoot report {self._folder} makes it anew")
 
-
     def _draw_runs(self, progress: bool, stop: Callable[[], bool]) -> None:
         """The page and the picture of each finished run that has none, which are those made as lanes: after all of
         them, and in going on with the study where that did not come to its end."""

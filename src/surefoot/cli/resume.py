@@ -59,7 +59,5 @@ def _study(arguments: argparse.Namespace) -> dict[str, Any]:
     from surefoot.studies import resume_study
 
     with asked_to_stop() as stop:
-        done = resume_study(
-            arguments.run, allow_env=arguments.allow_env, lanes=arguments.lanes, stop=stop, told=note
-        )
+        done = resume_study(arguments.run, allow_env=arguments.allow_env, lanes=arguments.lanes, stop=stop, told=note)
     return studies.tell(done.path, quiet=arguments.json)

@@ -12,6 +12,7 @@ import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
+from gymnasium import spaces
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from surefoot.arrays import bits, from_bits
@@ -19,7 +20,7 @@ from surefoot.batch import Trajectory
 from surefoot.errors import EnvironmentFault, RunError, SettingError, shown
 from surefoot.policy import NeuralPolicy
 from surefoot.sources.base import LARGEST_REWARD, Source
-from surefoot.spaces import make_encoder, make_head
+from surefoot.spaces import lawful_values, make_encoder, make_head, one_line, space_tree
 
 
 class Transition(NamedTuple):
@@ -106,14 +107,15 @@ class FunctionalSource(Source):
         self._shown = jax.eval_shape(environment.reset, jax.random.key(0))[1]
         self._reset = jax.jit(self.begin)
         self._collect = jax.jit(self.roll_out)
+        self._first_fault = jax.jit(self.first_fault)
 
     def reset(self, key: PRNGKeyArray) -> FunctionalState:
-        """The start of every environment's first episode. Raises EnvironmentFault where it shows what is not finite."""
+        """The start of every environment's first episode. Raises EnvironmentFault where it shows what is not finite or
+        not of its space."""
         state = self._reset(key)
-        for path, leaf in jax.tree.leaves_with_path(state.observation):
-            if jnp.issubdtype(leaf.dtype, jnp.inexact) and not bool(jnp.isfinite(leaf).all()):
-                shown = f"observation{jax.tree_util.keystr(path)}"
-                raise EnvironmentFault(f"{self.name}: reset returned {shown} with a value that is not finite")
+        for index, each in enumerate(fit_to_learn_from(state.observation, self.observation_space)):
+            if each is not None and not bool(each.all()):
+                raise EnvironmentFault(f"{self.name}: reset returned {self._unfit(index)}")
         return state
 
     def collect(
@@ -121,7 +123,7 @@ class FunctionalSource(Source):
     ) -> tuple[Trajectory, FunctionalState]:
         """T steps of each environment. Raises EnvironmentFault, naming environment, index and step."""
         trajectory, after = self._collect(policy, state, key)
-        self.check(first_fault(trajectory), int(state.steps))
+        self.check(self._first_fault(trajectory), int(state.steps))
         return trajectory, after
 
     def begin(self, key: PRNGKeyArray) -> FunctionalState:
@@ -176,17 +178,36 @@ class FunctionalSource(Source):
         )
         return after, (state.observation, rows)
 
+    def first_fault(self, trajectory: Trajectory) -> Fault:
+        """The first reward, or observation that a row led to, that nothing can be learned from."""
+        shape = trajectory.reward.shape
+        after = jax.tree.map(lambda leaf: leaf[1:], trajectory.observation)
+        fit = fit_to_learn_from(after, self.observation_space)
+        wrong = [jnp.zeros(shape, bool) if each is None else ~each.reshape(*shape, -1).all(axis=-1) for each in fit]
+        parts = jnp.stack([~(jnp.abs(trajectory.reward) <= LARGEST_REWARD), *wrong])
+        anywhere = parts.any(axis=0)
+        index = jnp.argmax(anywhere)
+        row, env = index // shape[1], index % shape[1]
+        return Fault(jnp.any(anywhere), row, env, jnp.argmax(parts[:, row, env]) - 1)
+
     def check(self, fault: Fault, before: int) -> None:
         """Raise EnvironmentFault where `first_fault` found one; `before` are the steps before the trajectory."""
         if not bool(fault.found):
             return
-        names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(self._shown)]
         part = int(fault.part)
-        what = "reward" if part < 0 else f"observation{names[part]}"
+        reward = f"reward with a value that is not finite or beyond {LARGEST_REWARD:g}"
         raise EnvironmentFault(
-            f"{self.name}: step {before + int(fault.row)}: environment {int(fault.env)} returned {what} with a value "
-            + (f"that is not finite or beyond {LARGEST_REWARD:g}" if part < 0 else "that is not finite")
+            f"{self.name}: step {before + int(fault.row)}: environment {int(fault.env)} returned "
+            + (reward if part < 0 else self._unfit(part))
         )
+
+    def _unfit(self, part: int) -> str:
+        """What is told of an observation whose leaf `part` nothing can be learned from."""
+        name = jax.tree_util.keystr(jax.tree.leaves_with_path(self._shown)[part][0])
+        space = jax.tree.leaves(space_tree(self.observation_space))[part]
+        real = isinstance(space, spaces.Box) and not np.issubdtype(space.dtype, np.integer)
+        wrong = "is not finite" if real else f"its space {one_line(space)} cannot hold"
+        return f"observation{name} with a value that {wrong}"
 
     def pack(self, state: FunctionalState) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """The whole state as arrays."""
@@ -207,7 +228,7 @@ class FunctionalSource(Source):
 
 
 class Fault(NamedTuple):
-    """Where a trajectory first holds what is not finite.
+    """Where a trajectory first holds what nothing can be learned from.
 
     Attributes:
         found: whether it does.
@@ -221,16 +242,23 @@ class Fault(NamedTuple):
     part: Int[Array, ""]
 
 
-@jax.jit
-def first_fault(trajectory: Trajectory) -> Fault:
-    """The first reward, or observation that a row led to, that nothing can be learned from."""
-    shape = trajectory.reward.shape
-    wrong = [~(jnp.abs(trajectory.reward) <= LARGEST_REWARD)]
-    for leaf in jax.tree.leaves(trajectory.observation):
-        real = jnp.issubdtype(leaf.dtype, jnp.inexact)
-        wrong.append(~jnp.isfinite(leaf[1:]).reshape(*shape, -1).all(axis=-1) if real else jnp.zeros(shape, bool))
-    parts = jnp.stack(wrong)
-    anywhere = parts.any(axis=0)
-    index = jnp.argmax(anywhere)
-    row, env = index // shape[1], index % shape[1]
-    return Fault(jnp.any(anywhere), row, env, jnp.argmax(parts[:, row, env]) - 1)
+def fit_to_learn_from(observation: Any, space: gymnasium.Space) -> list[Array | None]:
+    """For each leaf of observations of `space`, with any leading axes, which of its numbers can be learned from: the
+    same as of simulators on the host. None where every number of the leaf's type can, so that nothing is computed."""
+    leaves = zip(jax.tree.leaves(observation), jax.tree.leaves(space_tree(space)), strict=True)
+    return [_fit(leaf, plain) for leaf, plain in leaves]
+
+
+def _fit(leaf: Array, space: Any) -> Array | None:
+    real = jnp.issubdtype(leaf.dtype, jnp.inexact)
+    if not isinstance(space, spaces.Box):
+        return None if leaf.dtype == bool and isinstance(space, spaces.MultiBinary) else lawful_values(leaf, space)
+    if not np.issubdtype(space.dtype, np.integer):
+        return lawful_values(leaf, space) if real else None
+    limits = np.iinfo(space.dtype)
+    if real:
+        return (leaf == jnp.floor(leaf)) & (leaf >= limits.min) & (leaf <= limits.max)
+    if leaf.dtype == bool or np.can_cast(leaf.dtype, space.dtype):
+        return None
+    own = np.iinfo(leaf.dtype)  # beyond which JAX takes no number to compare with
+    return (leaf >= max(limits.min, own.min)) & (leaf <= min(limits.max, own.max))
