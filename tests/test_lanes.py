@@ -13,10 +13,14 @@ import surefoot as sf
 from surefoot import config, history, lanes, studies
 from surefoot.compiled import fetched, iterations, make_chunk, numbers_of
 from surefoot.errors import EnvironmentFault, SettingError
+from surefoot.geometry import fisher_operator, surrogate_gradient
 from surefoot.iteration import begin, settled
 from surefoot.lanes import kind, train_together
+from surefoot.policy import flatten
 from surefoot.rules import RULES
+from surefoot.rules.natural import measured
 from surefoot.sources import make_source
+from surefoot.stages import estimate_stage
 from surefoot.training import train
 from surefoot.turns import Plan
 
@@ -43,17 +47,18 @@ def different(name, index):
     return rule, config.make_run(seed=5 + index, **numbers, **TINY)
 
 
-def lanes_and_runs_alone(name, environment, updates):
-    """The chunk of three lanes in float64, and each of them alone."""
+def lanes_and_runs_alone(name, environment, updates, dtype=np.float64):
+    """The chunk of three lanes, and each of them alone; what they began with is the fourth."""
     source = make_source(environment, config.make_run(**TINY).collection)
     plans = [different(name, index) for index in range(3)]
-    begun = [begin(source, rule, run, np.float64) for rule, run in plans]
-    numbers = [numbers_of(rule, run, np.float64) for rule, run in plans]
+    begun = [begin(source, rule, run, dtype) for rule, run in plans]
+    numbers = [numbers_of(rule, run, dtype) for rule, run in plans]
     one = jax.jit(make_chunk(source))
     alone = [fetched("walk", one, each, *start, updates, updates) for each, start in zip(numbers, begun, strict=True)]
     wanted = np.full(3, updates, np.int32)
     every = jax.jit(jax.vmap(make_chunk(source), in_axes=(0, 0, 0, None, 0)))
-    return plans, alone, fetched("walk", every, lanes._stacked(numbers), *lanes._stacked(begun), updates, wanted)
+    side_by_side = fetched("walk", every, lanes._stacked(numbers), *lanes._stacked(begun), updates, wanted)
+    return plans, alone, side_by_side, begun
 
 
 def close(one, other):
@@ -69,7 +74,7 @@ def close(one, other):
 @pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in RULES if name != "pi"])
 def test_each_lane_is_the_run_alone_in_float64(name, x64):
-    plans, alone, side_by_side = lanes_and_runs_alone(name, WALK, 20)
+    plans, alone, side_by_side, _ = lanes_and_runs_alone(name, WALK, 20)
     for index, ((rule, run), mine) in enumerate(zip(plans, alone, strict=True)):
         assert int(mine.count) == int(side_by_side.count[index]) == 20
         for a, b in zip(
@@ -80,6 +85,56 @@ def test_each_lane_is_the_run_alone_in_float64(name, x64):
         for update, (one, other) in enumerate(both):
             one, other = (settled(made.row) | made.judgement for made in (one, other))
             assert {key for key in one if not close(one[key], other[key])} == set(), update
+
+
+QUICK = ("trpo", "pg")
+EVERY = [pytest.param(name, marks=() if name in QUICK else pytest.mark.long) for name in RULES if name != "pi"]
+
+
+def distance(one, other):
+    """Of `other` from `one`, as a share of its length."""
+    assert np.linalg.norm(one) > 0
+    return np.linalg.norm(other - one) / np.linalg.norm(one)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_lanes_gradient_fisher_product_and_step_in_float32_are_those_of_the_run_alone(name):
+    plans = [different(name, index) for index in range(3)]
+    source = make_source(WALK, plans[0][1].collection)
+    begun = [begin(source, rule, run) for rule, run in plans]
+    # The same experience: were it collected side by side, the last bit of a probability might choose another action.
+    trajectories = [source.collect(learner.policy, state, learner.key)[0] for learner, state in begun]
+
+    def made(numbers, learner, trajectory):
+        rule = numbers.rule.cast(learner.policy)
+        batch, _ = estimate_stage(
+            learner.policy, learner.critic.critic, learner.returns, trajectory, numbers.run.estimator
+        )
+        after, _, _ = numbers.rule.update(learner.policy, learner.memory, batch, learner.key)
+        batch, _ = measured(rule, batch)
+        gradient = surrogate_gradient(learner.policy, batch)
+        step = flatten(after)[0] - flatten(learner.policy)[0]
+        return gradient, fisher_operator(learner.policy, batch)(gradient), step
+
+    given = [
+        (numbers_of(*plan, np.float32), learner, trajectory)
+        for plan, (learner, _), trajectory in zip(plans, begun, trajectories, strict=True)
+    ]
+    every = jax.jit(jax.vmap(made))(*lanes._stacked(given))
+    alone = jax.jit(made)
+    for index, mine in enumerate(given):
+        for one, other, most in zip(alone(*mine), every, (1e-5, 1e-5, 1e-2), strict=True):
+            assert distance(one, other[index]) < most
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", [name for name in RULES if name != "pi"])
+def test_a_lanes_first_step_in_float32_is_that_of_the_run_alone(name):
+    _, alone, side_by_side, begun = lanes_and_runs_alone(name, WALK, 1, np.float32)
+    for index, ((before, _), mine) in enumerate(zip(begun, alone, strict=True)):
+        start, rebuilt = flatten(before.policy)[0], jax.tree.map(lambda leaf, i=index: leaf[i], side_by_side.learner)
+        step, lanes_step = (flatten(learner.policy)[0] - start for learner in (mine.learner, rebuilt))
+        assert distance(step, lanes_step) < 1e-2
 
 
 @pytest.fixture(scope="module")
