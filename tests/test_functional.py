@@ -8,6 +8,7 @@ import importlib
 import re
 import sys
 import types
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -355,6 +356,18 @@ def test_a_fall_is_terminated_also_at_the_limit_and_shows_where_it_fell():
         fallen = environment.step(KEY, state.replace(theta=0.2, theta_dot=1.0, time=time), 1)
         assert (bool(fallen.terminated), bool(fallen.truncated)) == (True, False)
         assert fallen.observation[2] == pytest.approx(0.22)
+
+
+def test_what_jax_warns_of_in_gymnaxs_own_code_does_not_reach_who_trains():
+    gymnax = pytest.importorskip("gymnax")
+    made, parameters = gymnax.make("Breakout-MinAtar")
+    state = jax.eval_shape(made.reset_env, KEY, parameters)[1]
+    with pytest.warns(FutureWarning, match="scatter inputs"):  # or there is nothing to keep back any more
+        jax.eval_shape(lambda *given: made.step_env(*given, parameters), KEY, state, 0)
+    ours = gymnax_adapter.adapt(made, parameters)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        jax.eval_shape(ours.step, KEY, jax.eval_shape(ours.reset, KEY)[0], 0)
 
 
 def test_a_board_is_shown_as_one_vector():
