@@ -109,7 +109,7 @@ def _curve(axes: Any, record: StudyRecord, row: Row, colour: Any) -> None:
     steps, curves = _aligned(record, finished(record, row))
     if not len(curves):
         return
-    axes.plot(steps, interquartile_mean(curves, axis=0), color=colour, linewidth=1.4)
+    axes.plot(steps, interquartile_mean(curves.T[..., None]), color=colour, linewidth=1.4)
     if len(curves) > 1:
         low, high = np.quantile(curves, [0.25, 0.75], axis=0)
         axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
