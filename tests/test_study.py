@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 import surefoot as sf
 from histories import CONFIG, healthy_row
 from runs import TINY, policy, rows
-from surefoot import cli, config, history, studies, turns
+from surefoot import cli, config, course, history, turns
 from surefoot.cli.studies import reported, swept, table
 from surefoot.errors import EnvironmentFault, RunError, SettingError, Stopped
-from surefoot.report.study import MOST_SETTINGS, drawn, study_picture
+from surefoot.report.curves import MOST_SETTINGS
+from surefoot.report.study import drawn, study_picture
 from surefoot.scores import score
-from surefoot.study_record import FILE, Member, StudyRecord, read_study, rows_of
+from surefoot.study_record import FILE, Member, StudyRecord, as_told, read_study, rows_of
 from surefoot.sweep import MOST_RUNS, make_sweep
 from surefoot.turns import Outcome, Plan
 
@@ -97,8 +98,8 @@ def test_plans_go_together_where_they_differ_in_numbers_that_a_program_takes():
         plan(guard=True),
         plan(guard=True, seed=1),
     ]
-    assert studies.groups(plans, together=True) == [[0, 1, 3], [2], [4, 6], [5], [7], [8, 9], [10], [11]]
-    assert studies.groups(plans, together=False) == [[place] for place in range(len(plans))]
+    assert course.groups(plans, together=True) == [[0, 1, 3], [2], [4, 6], [5], [7], [8, 9], [10], [11]]
+    assert course.groups(plans, together=False) == [[place] for place in range(len(plans))]
 
 
 @pytest.mark.parametrize(
@@ -213,7 +214,7 @@ FOLDERS = [f"runs/radius{radius}-s{seed}" for radius in ("0.003", "0.03") for se
 
 
 def test_a_study_is_a_folder_of_full_runs(whole):
-    assert {path.name for path in whole.path.iterdir()} == {"runs", "study.json", "study.png"}
+    assert {path.name for path in whole.path.iterdir()} == {"runs", "study.html", "study.json", "study.png"}
     assert [f"runs/{path.name}" for path in sorted((whole.path / "runs").iterdir())] == FOLDERS
     told = json.loads((whole.path / FILE).read_text())
     assert (told["environment"], told["rule"]) == ("CartPole-v1", "trpo")
@@ -395,7 +396,7 @@ def test_functional_environments_are_given_to_the_trainer_in_groups(tmp_path, mo
         calls.append((environment, [plan.folder.name for plan in plans], lanes))
         return [Outcome(None, "it broke")] * len(plans)
 
-    monkeypatch.setattr(studies, "train_together", together)
+    monkeypatch.setattr(course, "train_together", together)
     sweep = {"radius": [0.1, 0.2], "horizon": [4, 8]}
     done = sf.study("functional_probes:walk", sweep=sweep, out=tmp_path / "s", lanes=3, progress=False, envs=4)
     assert calls == [
@@ -490,7 +491,7 @@ def fake_study(folder, settings=1, seeds=1, updates=5, lost=()):
             lines = [json.dumps(healthy_row(update, updates)) + "\n" for update in range(1, updates + 1)]
             (run / "metrics.jsonl").write_text("".join(lines))
     folder.mkdir(exist_ok=True)
-    told = {"environment": "E$_x", "rule": "trpo", **studies.as_told(made)}
+    told = {"environment": "E$_x", "rule": "trpo", **as_told(made)}
     (folder / FILE).write_text(json.dumps(told))
     return folder
 

@@ -56,6 +56,11 @@ class Improvement(NamedTuple):
     lower: float | None = None
     upper: float | None = None
 
+    def turned(self) -> Improvement:
+        """How likely a run of the other ends above one of this."""
+        lower, upper = (None if end is None else 1 - end for end in (self.upper, self.lower))
+        return Improvement(1 - self.value, lower, upper)
+
 
 @functools.lru_cache(maxsize=4096)
 def score(returns: tuple[float, ...]) -> Score:
