@@ -38,6 +38,9 @@ from surefoot.study_record import (
 from surefoot.sweep import Sweep, plain_settings
 from surefoot.turns import Outcome, Plan, train_in_turn
 
+SHARE = 0.1
+"""Of a study's time, what page and picture may take before its end."""
+
 Environment = str | Callable[[], Any]
 Rules = Mapping[str, type[Rule]]
 """The rules of a study by their names, a user's own among them."""
@@ -119,7 +122,7 @@ class Course:
         write_atomically(self._folder / FILE, dumps(content, indent=1).encode())
 
     def _draw(self, *, last: bool = False) -> None:
-        """Page and picture after every run, or while they take less than a tenth of the time; and in the end."""
+        """Page and picture, in the end; before that where they do not take too much of the time."""
         begun = time.perf_counter()
         if not last and begun < self._next_drawing:
             return
@@ -129,7 +132,7 @@ class Course:
         except SurefootError as error:
             self._told(f"{error}; the study is whole without it, and surefoot report {self._folder} makes it anew")
         done = time.perf_counter()
-        self._next_drawing = done + 9 * (done - begun)
+        self._next_drawing = done + (1 / SHARE - 1) * (done - begun)
 
 
 class _Latched:

@@ -62,7 +62,7 @@ def curves_of(record: StudyRecord, members: Sequence[Member]) -> Curves | None:
         return None
     steps = np.linspace(low, high, min(_PLACES, max(len(history.rows) for history in found)))
     returns = [np.interp(steps, *_with_returns(history)) for history in found]
-    updates = [np.searchsorted(history.column("steps"), steps, side="right") for history in found]
+    updates = [_updates(history.column("steps"), steps) for history in found]
     moved = [_movement(history, steps) for history in found]
     return Curves(len(found), steps, np.median(updates, axis=0), _spread(returns), _spread(moved))
 
@@ -94,6 +94,11 @@ def _with_returns(history: History) -> tuple[np.ndarray, np.ndarray]:
     return steps[known], returns[known]
 
 
+def _updates(at: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """How many updates had been made by then, to the nearest: seeds reach the same one at slightly different steps."""
+    return np.round(np.interp(steps, at, np.arange(1, len(at) + 1))).astype(int)
+
+
 def _movement(history: History, steps: np.ndarray) -> np.ndarray:
     """Mean KL of the updates in each stretch that ends at one of `steps`, so that a large one between is not missed."""
     at, kl = history.column("steps"), column(history, "kl")
@@ -101,7 +106,7 @@ def _movement(history: History, steps: np.ndarray) -> np.ndarray:
     if not known.any():
         return np.full(len(steps), np.nan)
     at, kl = at[known], kl[known]
-    ends = np.maximum(np.searchsorted(at, steps, side="right"), 1)
+    ends = _updates(at, steps)
     starts = np.minimum(np.concatenate([[0], ends[:-1]]), ends - 1)  # a stretch without an update has that before it
     total = np.concatenate([[0.0], np.cumsum(kl)])
     return (total[ends] - total[starts]) / (ends - starts)

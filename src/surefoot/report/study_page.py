@@ -32,13 +32,13 @@ from surefoot.study_record import (
 FILE = "study.html"
 
 _ACCOUNT = (
-    "Seconds, steps a second, KL and refusals are means over the finished runs, the largest KL that of any update of "
-    "any of them. The first run of a rule may compile its program; runs made together in one program each show the "
-    "time of all."
+    "Seconds, steps a second, KL of an update and refusals are means over the finished runs, the largest KL that of any "
+    "update of any of them. The first run of a rule may compile its program; runs made together in one program each "
+    "show the time of all."
 )
 
 _MOST_ROWS = 200  # of a table; a page of more is larger than a mail takes
-_STRIP = 240  # width of a setting's seeds in pixels
+_STRIP = 150  # width of a setting's seeds in pixels
 
 
 def study_page(study: str | os.PathLike, file: str | os.PathLike | None = None) -> Path:
@@ -85,8 +85,8 @@ def _settings(record: StudyRecord) -> str:
         "mean ± std",
         "seeds",
         "seconds",
-        "steps a second",
-        "KL an update",
+        "steps/s",
+        "KL",
         "largest KL",
         "refused",
     )
@@ -94,7 +94,7 @@ def _settings(record: StudyRecord) -> str:
     note = "Return is that of the final deterministic evaluation; a dot is a seed, the bar the interval."
     if len(rows) < len(record.rows):
         note += f" {count(len(rows), 'setting')} of {number(len(record.rows), 7)} are shown."
-    return f"{_table('What each setting came to', heads, body)}<p class='note'>{note} {_ACCOUNT}</p>"
+    return f'{_table("What each setting came to", heads, body)}<p class="note">{note} {_ACCOUNT}</p>'
 
 
 def _setting(record: StudyRecord, row: Row, scale: Scale) -> str:
@@ -155,7 +155,7 @@ def _matrix(record: StudyRecord) -> str:
         "How likely a run of the row ends with a larger return than one of the column, ties counting one half, with "
         "its 95% interval. A half is no difference; an interval that leaves it out is in bold."
     )
-    return f"{_table('Probability of improvement', heads, body, 'matrix')}<p class='note'>{note}</p>"
+    return f'{_table("Probability of improvement", heads, body, "matrix")}<p class="note">{note}</p>'
 
 
 def _probability(found: Improvement | None) -> str:
@@ -182,7 +182,9 @@ def _curves(record: StudyRecord) -> str:
         for place, ((row, one), mark) in enumerate(zip(pairs, marks, strict=True))
     ]
     curves = [one for _, one in pairs]
-    note = f"The {MOST_SETTINGS} settings with the largest return are drawn. " if len(rows) < len(record.rows) else ""
+    note = ""
+    if len(rows) == MOST_SETTINGS < len(record.rows):
+        note = f'<p class="note">The {MOST_SETTINGS} settings with the largest return are drawn.</p>'
     figures = (
         Figure(
             "learning",
@@ -194,11 +196,11 @@ def _curves(record: StudyRecord) -> str:
             "movement",
             "Movement of an update",
             [_said(run, "KL", one.kl) for run, one in zip(runs, curves, strict=True)],
-            [_panel(runs, curves, "kl", "KL from the old policy to the new, in nats", _radius(record))],
+            [_panel(runs, curves, "KL", "KL from the old policy to the new, in nats", _radius(record))],
         ),
     )
     drawn = "".join(draw(figure, runs) for figure in figures)
-    return f'<p class="note">{note}</p>{KEYS}<div class="charts">{drawn}</div>'
+    return f'{note}{KEYS}<div class="charts">{drawn}</div>'
 
 
 def _as_history(record: StudyRecord, curves: Curves) -> History:
@@ -217,13 +219,13 @@ def _panel(
     levels: Sequence[tuple[float, str]] = (),
 ) -> Panel:
     drawn = [
-        (run, one.kl if label == "kl" else one.returns, one.runs > 1) for run, one in zip(runs, curves, strict=True)
+        (run, one.kl if label == "KL" else one.returns, one.runs > 1) for run, one in zip(runs, curves, strict=True)
     ]
     lines = [
         Line(run, label, spread.middle, run.colour, run.dash, *((spread.lower, spread.upper) if several else ()))
         for run, spread, several in drawn
     ]
-    return Panel(title, lines, levels=levels, wide=label == "kl", height=300)
+    return Panel(title, lines, levels=levels, wide=label == "KL", height=300)
 
 
 def _said(run: Run, what: str, spread: Spread) -> str:
