@@ -32,9 +32,9 @@ from surefoot.study_record import (
 FILE = "study.html"
 
 _ACCOUNT = (
-    "Seconds, steps a second, KL of an update and refusals are means over the finished runs, the largest KL that of any "
-    "update of any of them. The first run of a rule may compile its program; runs made together in one program each "
-    "show the time of all."
+    "Seconds, steps a second, KL of an update and refusals are means over the finished runs, the largest KL is that of "
+    "any update of any of them. The first run of a rule may compile its program; runs made together in one program "
+    "each show the time of all."
 )
 
 _MOST_ROWS = 200  # of a table; a page of more is larger than a mail takes
@@ -160,7 +160,7 @@ def _matrix(record: StudyRecord) -> str:
 
 def _probability(found: Improvement | None) -> str:
     if found is None:
-        return MISSING
+        return f'<span class="probability">{MISSING}</span>'
     sure = found.lower is not None and found.upper is not None and not found.lower <= 0.5 <= found.upper
     colour = "green" if found.value > 0.5 else "red"
     depth = round(80 * abs(found.value - 0.5))
