@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from surefoot.policy import TabularPolicy
     from surefoot.rules import NPG, PG, PI, PPO, TRPO, Dual, KLPenalty, Rule, UpdateReport
     from surefoot.sources.functional import FunctionalEnvironment, Transition
-    from surefoot.studies import Study, resume_study, study
+    from surefoot.studies import Study, compare, resume_study, study
     from surefoot.training import Run, resume, train
 
 _WHERE = {
@@ -67,6 +67,7 @@ _WHERE = {
     "Rule": "rules",
     "UpdateReport": "rules",
     "Study": "studies",
+    "compare": "studies",
     "resume_study": "studies",
     "study": "studies",
     "FunctionalEnvironment": "sources.functional",
@@ -104,6 +105,7 @@ __all__ = [
     "__version__",
     "bounds",
     "certify",
+    "compare",
     "evaluate",
     "exact_rule",
     "export_onnx",

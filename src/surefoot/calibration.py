@@ -68,6 +68,11 @@ def kept(history: History) -> np.ndarray:
     return ~(column(history, "undone") > 0)
 
 
+def refused(history: History) -> np.ndarray:
+    """Which updates the rule refused, boolean [updates]; not those whose batch the guard left unused."""
+    return (column(history, "accepted") == 0) & ~(column(history, "discarded") == 1)
+
+
 def measured(history: History) -> np.ndarray:
     """Which updates moved the policy and have a realised gain with its interval, boolean [updates]."""
     names = ("accepted", "promised_gain", "realised_gain", "realised_gain_upper")

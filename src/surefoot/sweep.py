@@ -18,7 +18,8 @@ from surefoot.study_record import written
 MOST_RUNS = 4096
 """Of one study."""
 
-_LONGEST_NAME = 160  # of a setting, so that a run's folder is one that every file system takes
+LONGEST_NAME = 160
+"""Of a setting, so that a run's folder is one that every file system takes."""
 _LARGEST_SEED = field_of(config.Run, "seed").metadata["limits"]["at_most"]
 
 
@@ -67,7 +68,7 @@ class Sweep:
         combined = itertools.product(*self.swept.values())
         named = [dict(zip(self.swept, values, strict=True)) for values in combined]
         names = [_name_of(values) for values in named]
-        if max(map(len, names)) > _LONGEST_NAME:
+        if max(map(len, names)) > LONGEST_NAME:
             names = [f"setting{number}" for number in range(1, len(names) + 1)]
         return [Setting(values, name) for values, name in zip(named, names, strict=True)]
 
@@ -78,6 +79,10 @@ class Sweep:
     def run(self, setting: Setting, seed: int) -> config.Run:
         """The run's settings at a point. Raises SettingError."""
         return config.make_run(**self.settings | self._part(setting, of_rule=False) | {"seed": seed})
+
+    def told(self) -> dict[str, Any]:
+        """What study.json says of it, but for the settings of the run and the seeds."""
+        return {"rule": self.rule_class.name, "rule_settings": self.rule_settings, "sweep": self.swept}
 
     def _part(self, setting: Setting, *, of_rule: bool) -> dict[str, Any]:
         own = {item.name for item in dataclasses.fields(self.rule_class)}
@@ -103,25 +108,35 @@ def make_sweep(
     where one setting is given twice.
     """
     rule_class = type(rule)
-    if rule_class.tabular_only:
-        raise SettingError(f"the rule {rule_class.name} is for finite MDPs; `surefoot exact` has it")
-    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
-        raise SettingError(f"seeds must be a whole number, at least 1, but {shown(seeds)} came")
+    refuse_tabular(rule_class)
     checked = _checked(rule_class, dict(swept or {}))
     if given := next((name for name in checked if name in settings), None):
         raise SettingError(f"sweep: {given} is swept and given a value as well; leave one of them out")
-    runs = seeds * math.prod(map(len, checked.values()))
-    if runs > MOST_RUNS:
-        raise SettingError(f"seeds and sweep make {runs} runs, but a study has at most {MOST_RUNS}; take fewer")
-    chosen = {name: value for name, value in _chosen(rule).items() if name not in checked}
+    own = {name: value for name, value in settled(rule).items() if name not in checked}
     first = config.make_run(**settings).seed
-    made = Sweep(rule_class, chosen, {**settings, "seed": first}, checked, seeds)
-    if first + seeds - 1 > _LARGEST_SEED:
-        raise SettingError(f"seeds: {seeds} from {first} on go beyond {_LARGEST_SEED}, the largest seed; begin lower")
+    check_seeds(first, seeds, math.prod(map(len, checked.values())), "sweep")
+    made = Sweep(rule_class, own, {**settings, "seed": first}, checked, seeds)
     for point in made.points:
         made.rule(point)
         made.run(point, first)
     return made
+
+
+def refuse_tabular(rule_class: type[config.RuleSettings]) -> None:
+    """Raise SettingError for a rule that nothing can be trained with."""
+    if rule_class.tabular_only:
+        raise SettingError(f"the rule {rule_class.name} is for finite MDPs; `surefoot exact` has it")
+
+
+def check_seeds(first: int, seeds: int, settings: int, called: str) -> None:
+    """Raise SettingError where there are no seeds from `first` on, or too many with so many settings, `called` so."""
+    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
+        raise SettingError(f"seeds must be a whole number, at least 1, but {shown(seeds)} came")
+    if seeds * settings > MOST_RUNS:
+        runs = seeds * settings
+        raise SettingError(f"seeds and {called} make {runs} runs, but a study has at most {MOST_RUNS}; take fewer")
+    if first + seeds - 1 > _LARGEST_SEED:
+        raise SettingError(f"seeds: {seeds} from {first} on go beyond {_LARGEST_SEED}, the largest seed; begin lower")
 
 
 def setting_name(told: str) -> str:
@@ -134,11 +149,11 @@ def without_following(rule_class: type[config.RuleSettings], settings: dict[str,
 
     A run's config.json has the value of every setting and does not say which were given.
     """
-    settled = rule_class(**settings)
+    whole = rule_class(**settings)
 
     def follows(name: str) -> bool:
         alone = getattr(rule_class(**{key: value for key, value in settings.items() if key != name}), name)
-        return isinstance(alone, Following) and alone == getattr(settled, name)
+        return isinstance(alone, Following) and alone == getattr(whole, name)
 
     return {name: value for name, value in settings.items() if not follows(name)}
 
@@ -151,7 +166,7 @@ def plain_settings(run: config.Run) -> dict[str, Any]:
     }
 
 
-def _chosen(rule: config.RuleSettings) -> dict[str, Any]:
+def settled(rule: config.RuleSettings) -> dict[str, Any]:
     """A rule's settings but for those that follow from the others by themselves.
 
     So the subsample follows the damping that is swept, as it does where only the damping is given; one that was given

@@ -96,10 +96,37 @@ def add_setting(
         group.add_argument(option, type=_or_none(read) if options else read, metavar="N" if is_whole else "X", **common)
 
 
+def add_run_options(parser: Any) -> None:
+    """Every setting of a run, by group."""
+    groups = {"": parser.add_argument_group("run")}
+    titles = {
+        "network": "policy network",
+        "critic": "critic",
+        "estimator": "advantages",
+        "collection": "collection",
+        "certification": "certificates and guard",
+    }
+    for name, (group, _) in config.run_options().items():
+        if group not in groups:
+            groups[group] = parser.add_argument_group(titles[group])
+        owner, item = config.option_field(name)
+        add_setting(groups[group], f"--{name.replace('_', '-')}", f"run.{name}", owner, item)
+
+
+def given(arguments: argparse.Namespace, group: str) -> dict[str, Any]:
+    """What the command line says of the settings of a run ("run.") or of a rule ("rule."), by their names."""
+    return {name.removeprefix(group): value for name, value in vars(arguments).items() if name.startswith(group)}
+
+
 def add_rule_options(parser: Any, names: list[str]) -> None:
     """`--rule`, `--radius` and every rule's own `--rule.NAME`, for the rules of these names."""
     rules = parser.add_argument_group("rule", "Each option says which rules have it; another rule refuses it.")
     rules.add_argument("--rule", choices=names, default=names[0], help=f"how to improve the policy ({names[0]})")
+    add_rule_settings(rules, names)
+
+
+def add_rule_settings(rules: Any, names: list[str]) -> None:
+    """`--radius` and every rule's own `--rule.NAME`, for the rules of these names."""
     known = {name: config.RULES[name] for name in names}
     seen: dict[str, list[str]] = {}
     for rule_name, settings in known.items():
@@ -110,8 +137,7 @@ def add_rule_options(parser: Any, names: list[str]) -> None:
         item = field_of(owner, name)
         defaults = {rule: field_of(config.RULES[rule], name).default for rule in having}
         note = "".join(f", {rule} {value}" for rule, value in defaults.items() if value != item.default)
-        option = "--radius" if name == "radius" else f"--rule.{name}"
-        add_setting(rules, option, f"rule.{name}", owner, item, f"{note}; {', '.join(having)}")
+        add_setting(rules, _rule_option(name), f"rule.{name}", owner, item, f"{note}; {', '.join(having)}")
 
 
 def rule_settings(arguments: argparse.Namespace, **defaults: Any) -> config.RuleSettings:
@@ -119,15 +145,38 @@ def rule_settings(arguments: argparse.Namespace, **defaults: Any) -> config.Rule
 
     Raises SettingError for an option that the rule lacks, and for an illegal value.
     """
-    given = {name.removeprefix("rule."): value for name, value in vars(arguments).items() if name.startswith("rule.")}
+    told = given(arguments, "rule.")
     rule_class = config.RULES[arguments.rule]
     known = [item.name for item in dataclasses.fields(rule_class)]
-    for name in given:
+    for name in told:
         if name not in known:
-            options = ", ".join("--radius" if n == "radius" else f"--rule.{n}" for n in known) or "none"
-            shown = "--radius" if name == "radius" else f"--rule.{name}"
-            raise SettingError(f"{shown} is no option of the rule {arguments.rule}; it has {options}")
-    return rule_class(**{name: value for name, value in defaults.items() if name in known} | given)
+            options = ", ".join(map(_rule_option, known)) or "none"
+            raise SettingError(f"{_rule_option(name)} is no option of the rule {arguments.rule}; it has {options}")
+    return rule_class(**{name: value for name, value in defaults.items() if name in known} | told)
+
+
+def settings_of_rules(arguments: argparse.Namespace, names: list[str]) -> list[config.RuleSettings]:
+    """The settings of each rule of these names: of what the command line says, all that it has.
+
+    Raises SettingError for an unknown rule, an option that none of them has, and an illegal value.
+    """
+    told = given(arguments, "rule.")
+    having: dict[str, set[str]] = {}
+    for rule in names:
+        if rule not in config.RULES:
+            known = ", ".join(config.RULES)
+            raise SettingError(f"rules must be of {known}, but {rule!r} came{did_you_mean(rule, config.RULES)}")
+        having[rule] = {item.name for item in dataclasses.fields(config.RULES[rule])}
+    for name in told:
+        if not any(name in own for own in having.values()):
+            raise SettingError(f"{_rule_option(name)} is no option of any of the rules {', '.join(names)}")
+    return [
+        config.RULES[rule](**{name: value for name, value in told.items() if name in having[rule]}) for rule in names
+    ]
+
+
+def _rule_option(name: str) -> str:
+    return "--radius" if name == "radius" else f"--rule.{name}"
 
 
 def cut_note(evaluation: dict[str, Any]) -> str:

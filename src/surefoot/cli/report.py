@@ -33,6 +33,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Write the report, and tell where it is."""
     from surefoot.report.page import write_report
     from surefoot.report.study import study_picture
+    from surefoot.report.study_page import study_page
     from surefoot.study_record import is_study
 
     runs: list[str] = []
@@ -40,6 +41,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     for given in arguments.runs:
         if is_study(given):
             runs += studies.reported(given)
+            study_page(given)
             study_picture(given)
             if out is None and len(arguments.runs) == 1:
                 out = Path(given) / "report.html"

@@ -9,14 +9,27 @@ from typing import Any
 
 from surefoot.cli.options import number, whole
 from surefoot.errors import RunError, SettingError, SurefootError, printable
-from surefoot.study_record import FAILED, FILE, FINISHED, Member, Row, StudyRecord, as_told, described, read_study
+from surefoot.scores import Improvement
+from surefoot.study_record import (
+    FAILED,
+    FILE,
+    FINISHED,
+    RULE,
+    Member,
+    Row,
+    StudyRecord,
+    as_told,
+    described,
+    improvements,
+    read_study,
+)
 from surefoot.sweep import setting_name
 
 _MISSING = "\N{EN DASH}"
 
 
 def add_options(parser: Any) -> None:
-    """`--seeds` and `--sweep`."""
+    """`--seeds`, `--sweep` and `--lanes`."""
     group = parser.add_argument_group("study", "More than one run makes a study: a folder with all of them.")
     group.add_argument(
         "--seeds", type=whole, default=1, metavar="N", help="run N seeds, from --seed on (default 1) [at least 1]"
@@ -79,9 +92,11 @@ def tell(path: Any, *, quiet: bool) -> dict[str, Any]:
     if not quiet:
         print("\n".join(table(record)))
         print(f"study   {printable(path / FILE)}")
+        print(f"page    {printable(path / 'study.html')}")
         print(f"picture {printable(path / 'study.png')}")
         print(f"runs    {printable(path / 'runs')}: surefoot report or doctor {printable(path)}, or one of them")
-    told = {key: record.told.get(key) for key in ("environment", "rule", "seeds", "sweep", "versions")}
+    kinds = ("rules",) if "rules" in record.told else ("rule", "sweep")
+    told = {key: record.told.get(key) for key in ("environment", *kinds, "seeds", "versions")}
     return {"study": str(path), **told, **as_told(record.members)}
 
 
@@ -91,28 +106,69 @@ def exit_code(told: dict[str, Any]) -> int:
 
 
 def table(record: StudyRecord) -> list[str]:
-    """A study's settings as lines of a table, and below it why runs failed."""
+    """A study's settings as lines of a table, how they compare, and why runs failed."""
     rows = record.rows
     kinds = {row.statistic for row in rows if row.value is not None} or {"mean"}
-    shown = [("setting", kinds.pop() if len(kinds) == 1 else "return", "95% interval", "seeds")]
-    for row in rows:
-        value = _MISSING if row.value is None else f"{row.value:.6g}"
-        interval = _MISSING if row.lower is None or row.upper is None else f"{row.lower:.6g} … {row.upper:.6g}"
-        if len({row.statistic for row in rows}) > 1 and row.statistic == "mean":
-            value = f"mean {value}"
-        counts = f"{row.finished}" + "".join(
-            f", {count} {what}" for count, what in ((row.failed, "failed"), (row.unfinished, "unfinished")) if count
-        )
-        shown.append((described(row.values), value, interval, counts))
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    lines = [
-        f"{setting:<{widths[0]}}  {value:>{widths[1]}}  {interval:>{widths[2]}}  {counts}"
-        for setting, value, interval, counts in shown
-    ]
+    kind = kinds.pop() if len(kinds) == 1 else "return"
+    what = "rule" if any(RULE in row.values for row in rows) else "setting"
+    heads = [what, kind, "95% interval", "mean ± std", "seeds", "seconds", "steps/s", "KL", "largest", "refused"]
+    lines = _aligned([heads, *(_cells(row, mixed=kind == "return") for row in rows)])
     if all(row.lower is None for row in rows):
         lines.append("fewer than 3 finished seeds have no interval: --seeds 3 or more")
     failed = [member for member in record.members if member.status == FAILED]
-    return [*lines, *(f"failed: {member.folder}: {printable(member.error)}" for member in failed)]
+    return [*lines, *_chances(record), *(f"failed: {member.folder}: {printable(member.error)}" for member in failed)]
+
+
+def _cells(row: Row, *, mixed: bool) -> list[str]:
+    """A setting as cells; with `mixed` a mean says that it is no interquartile mean."""
+    value = _shown(row.value, 6)
+    account = row.account
+    counts = f"{row.finished}" + "".join(
+        f", {count} {what}" for count, what in ((row.failed, "failed"), (row.unfinished, "unfinished")) if count
+    )
+    return [
+        described(row.values),
+        f"mean {value}" if mixed and row.statistic == "mean" else value,
+        _MISSING if row.lower is None else f"{_shown(row.lower, 6)} … {_shown(row.upper, 6)}",
+        _MISSING if row.mean is None else f"{_shown(row.mean, 6)} ± {_shown(row.std, 4)}",
+        counts,
+        _shown(account.seconds),
+        _MISSING if account.steps_per_second is None else f"{account.steps_per_second:.0f}",
+        _shown(account.mean_kl),
+        _shown(account.largest_kl),
+        _MISSING if account.refused is None else f"{account.refused:.1%}",
+    ]
+
+
+def _chances(record: StudyRecord) -> list[str]:
+    """How likely a run of each setting ends above one of each other, as lines; none where there is nothing to tell."""
+    found = improvements(record.members)
+    if not any(cell is not None for line in found for cell in line):
+        return []
+    names = [described(row.values) for row in record.rows]
+    cells = [[_MISSING if cell is None else _chance(cell) for cell in line] for line in found]
+    lines = _aligned([["P(row > column)", *names], *([name, *line] for name, line in zip(names, cells, strict=True))])
+    return ["", *lines, ""]
+
+
+def _chance(found: Improvement) -> str:
+    interval = "" if found.lower is None else f" ({found.lower:.2f} … {found.upper:.2f})"
+    return f"{found.value:.2f}{interval}"
+
+
+def _shown(value: float | None, digits: int = 3) -> str:
+    return _MISSING if value is None else f"{value:.{digits}g}"
+
+
+def _aligned(cells: list[list[str]]) -> list[str]:
+    """Rows of cells as lines: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join(
+            [f"{first:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True))]
+        )
+        for first, *rest in cells
+    ]
 
 
 def examined(path: str) -> dict[str, Any]:

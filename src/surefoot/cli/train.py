@@ -10,7 +10,7 @@ from typing import Any
 from surefoot import config
 from surefoot.cli import studies
 from surefoot.cli.interruption import asked_to_stop
-from surefoot.cli.options import HINTS, add_rule_options, add_setting, cut_note, rule_settings
+from surefoot.cli.options import HINTS, add_rule_options, add_run_options, cut_note, given, rule_settings
 from surefoot.errors import SettingError, printable
 from surefoot.recipe import Recipe, read_recipe
 from surefoot.sources import refuse_foreign_code
@@ -44,20 +44,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output and nothing else")
     parser.add_argument("--tensorboard", action="store_true", help="write the metrics for TensorBoard too")
-    general = parser.add_argument_group("run")
-    groups = {"": general}
-    titles = {
-        "network": "policy network",
-        "critic": "critic",
-        "estimator": "advantages",
-        "collection": "collection",
-        "certification": "certificates and guard",
-    }
-    for name, (group, _) in config.run_options().items():
-        if group not in groups:
-            groups[group] = parser.add_argument_group(titles[group])
-        owner, item = config.option_field(name)
-        add_setting(groups[group], f"--{name.replace('_', '-')}", f"run.{name}", owner, item)
+    add_run_options(parser)
     add_rule_options(parser, list(config.RULES))
     studies.add_options(parser)
     parser.set_defaults(command=run, rule=None, exit_code=studies.exit_code)
@@ -114,11 +101,10 @@ def _settings(arguments: argparse.Namespace, recipe: Recipe, swept: dict[str, An
 
     Raises SettingError where one is given and swept as well.
     """
-    given = {name: value for name, value in vars(arguments).items() if name.startswith(("run.", "rule."))}
-    for name in given:
-        if (bare := name.partition(".")[2]) in swept:
-            raise SettingError(f"{bare} is given a value and swept as well; leave one of them out")
-    own = {name.removeprefix("run."): value for name, value in given.items() if name.startswith("run.")}
+    own = given(arguments, "run.")
+    for name in (*own, *given(arguments, "rule.")):
+        if name in swept:
+            raise SettingError(f"{name} is given a value and swept as well; leave one of them out")
     return _without(recipe.settings, swept) | own
 
 

@@ -28,6 +28,12 @@ SECTIONS = (
 )
 """Anchors and titles of the page's sections."""
 
+KEYS = (
+    '<p id="keys" class="keys">Point at a figure, or focus it and press ← → (Page Up, Page Down: ten updates; '
+    "Home, End), to read its values.</p>"
+)
+"""How figures are read, as HTML; they refer to it."""
+
 
 def write_report(runs: Sequence[str | os.PathLike], file: str | os.PathLike | None = None) -> Path:
     """Write the report of one run, or of several side by side.
@@ -66,7 +72,6 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 def render(runs: Sequence[Run]) -> str:
     """The whole page."""
-    contents = "".join(f'<li><a href="#{anchor}">{title}</a></li>' for anchor, title in SECTIONS)
     blocks = {
         "glance": f'<div class="cards">{"".join(map(summary.card, runs))}</div>',
         "findings": f"<div>{''.join(map(summary.findings, runs))}</div>",
@@ -74,12 +79,32 @@ def render(runs: Sequence[Run]) -> str:
         "updates": _updates(runs),
         "configuration": summary.configuration(runs),
     }
-    sections = "".join(
-        f'<section id="{anchor}" aria-labelledby="{anchor}-heading"><h2 id="{anchor}-heading">{title}</h2>'
-        f"{blocks[anchor]}</section>"
-        for anchor, title in SECTIONS
+    return whole(
+        "report",
+        summary.heading(runs[0]) if len(runs) == 1 else f"{len(runs)} runs",
+        _title(runs),
+        [(anchor, title, blocks[anchor]) for anchor, title in SECTIONS],
+        f"Made by <code>surefoot report</code> from {_sources(runs)}. Every gain, KL and bound here is measured on\n"
+        "samples: estimated, not proven.",
     )
-    what = summary.heading(runs[0]) if len(runs) == 1 else f"{len(runs)} runs"
+
+
+def whole(kind: str, what: str, title: str, sections: Sequence[tuple[str, str, str]], footer: str) -> str:
+    """A page that needs nothing else.
+
+    Args:
+        kind: of page, in a word.
+        what: it is of, as text.
+        title: of it, as HTML.
+        sections: anchor, title and content of each, as HTML.
+        footer: as HTML.
+    """
+    contents = "".join(f'<li><a href="#{anchor}">{name}</a></li>' for anchor, name, _ in sections)
+    blocks = "".join(
+        f'<section id="{anchor}" aria-labelledby="{anchor}-heading"><h2 id="{anchor}-heading">{name}</h2>'
+        f"{block}</section>"
+        for anchor, name, block in sections
+    )
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -88,17 +113,16 @@ def render(runs: Sequence[Run]) -> str:
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:">
 <link rel="icon" href="data:,">
-<title>{html.escape(what)}: surefoot report</title>
+<title>{html.escape(what)}: surefoot {kind}</title>
 <style>{_asset("page.css")}</style>
 </head>
 <body>
-<a class="skip" href="#main">Skip to the report</a>
+<a class="skip" href="#main">Skip to the {kind}</a>
 <div class="page">
-<header><p class="brand">surefoot report</p><h1>{_title(runs)}</h1></header>
+<header><p class="brand">surefoot {kind}</p><h1>{title}</h1></header>
 <nav aria-label="Contents"><ol>{contents}</ol></nav>
-<main id="main">{sections}</main>
-<footer><p>Made by <code>surefoot report</code> from {_sources(runs)}. Every gain, KL and bound here is measured on
-samples: estimated, not proven.</p></footer>
+<main id="main">{blocks}</main>
+<footer><p>{footer}</p></footer>
 </div>
 <script>{_asset("page.js")}</script>
 </body>
@@ -119,10 +143,7 @@ def _sources(runs: Sequence[Run]) -> str:
 def _updates(runs: Sequence[Run]) -> str:
     drawn = "".join(draw(figure, runs) for figure in figures(runs))
     kind = "charts many" if len(runs) > 1 else "charts"
-    return (
-        '<p id="keys" class="keys">Point at a figure, or focus it and press ← → (Page Up, Page Down: ten updates; '
-        f'Home, End), to read its values.</p><div class="{kind}">{drawn}{summary.time_spent(runs)}</div>'
-    )
+    return f'{KEYS}<div class="{kind}">{drawn}{summary.time_spent(runs)}</div>'
 
 
 def _asset(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from surefoot.calibration import Calibration, calibrate, column, left_region, lowered, measured
+from surefoot.calibration import Calibration, calibrate, column, left_region, lowered, measured, refused
 from surefoot.doctor import Examination, examine
 from surefoot.history import History
 
@@ -81,7 +81,7 @@ class Run:
     @cached_property
     def refused(self) -> np.ndarray:
         """Which updates the rule refused, boolean [updates]; not those whose batch the guard left unused."""
-        return (self.column("accepted") == 0) & ~self.is_set("discarded")
+        return refused(self.history)
 
     @cached_property
     def number(self) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import warnings
@@ -14,14 +13,9 @@ import numpy as np
 
 from surefoot.errors import RunError, printable
 from surefoot.files import write_atomically
-from surefoot.history import read
-from surefoot.scores import interquartile_mean
-from surefoot.study_record import FINISHED, Member, Row, StudyRecord, described, read_study
+from surefoot.report.curves import curves_of, finished, shown_rows
+from surefoot.study_record import Row, StudyRecord, described, read_study
 
-MOST_SETTINGS = 24
-"""As many settings as one picture shows: those with the largest final return."""
-
-_PLACES = 200  # along a curve; the picture has no room for more
 _DISTINCT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 """Okabe and Ito's colours, which people who see colours differently tell apart."""
 
@@ -65,18 +59,6 @@ def drawn(record: StudyRecord, what: object) -> bytes:
     return buffer.getvalue()
 
 
-def shown_rows(record: StudyRecord) -> list[Row]:
-    """The settings with a finished run, in their order; of more than the picture holds, those with the best return."""
-    rows = [row for row in record.rows if row.value is not None]
-    best = sorted(rows, key=lambda row: -float(row.value or 0))[:MOST_SETTINGS]
-    return [row for row in rows if row in best]
-
-
-def finished(record: StudyRecord, row: Row) -> list[Member]:
-    """The finished runs of a setting."""
-    return [member for member in record.of(row) if member.status == FINISHED]
-
-
 def _titles(figure: Any, curves: Any, finals: Any, record: StudyRecord, rows: Sequence[Row]) -> None:
     seeds = max((row.finished for row in rows), default=0)
     told = f"{record.environment}  ·  {record.rule}  ·  {seeds} seed{'' if seeds == 1 else 's'}"
@@ -106,36 +88,13 @@ def _colours(count: int) -> list[Any]:
 
 
 def _curve(axes: Any, record: StudyRecord, row: Row, colour: Any) -> None:
-    steps, curves = _aligned(record, finished(record, row))
-    if not len(curves):
+    curves = curves_of(record, finished(record, row))
+    if curves is None:
         return
-    axes.plot(steps, interquartile_mean(curves, axis=0), color=colour, linewidth=1.4)
-    if len(curves) > 1:
-        low, high = np.quantile(curves, [0.25, 0.75], axis=0)
-        axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
-
-
-def _aligned(record: StudyRecord, members: Sequence[Member]) -> tuple[np.ndarray, np.ndarray]:
-    """Training returns of runs at the same numbers of steps, [places] and [runs, places], where all of them have some.
-
-    Between two updates in which an episode ended lies a straight line.
-    """
-    found = []
-    for member in members:
-        with contextlib.suppress(RunError):  # of a run that is gone the others still tell
-            history = read(record.path / member.folder)
-            if not history.rows:
-                continue
-            steps, returns = history.column("steps"), history.column("return_mean")
-            known = np.isfinite(steps) & np.isfinite(returns)
-            if known.any():
-                found.append((steps[known], returns[known]))
-    low = max((steps[0] for steps, _ in found), default=0.0)
-    high = min((steps[-1] for steps, _ in found), default=0.0)
-    if not found or low > high:
-        return np.empty(0), np.empty((0, 0))
-    places = np.linspace(low, high, _PLACES)
-    return places, np.stack([np.interp(places, steps, returns) for steps, returns in found])
+    axes.plot(curves.steps, curves.returns.middle, color=colour, linewidth=1.4)
+    if curves.runs > 1:
+        spread = curves.returns
+        axes.fill_between(curves.steps, spread.lower, spread.upper, color=colour, alpha=0.15, linewidth=0)
 
 
 def _finals(axes: Any, record: StudyRecord, rows: Sequence[Row], colours: Sequence[Any]) -> None:
