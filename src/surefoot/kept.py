@@ -95,10 +95,11 @@ def load(run: Path, identity: str, update: int, rule: Rule, network: config.Netw
     Raises RunError where there are none, a byte of them is not as it was written, or they are of another run, and where
     they do not fit the run or one another, naming the part.
     """
+    updates = kept_updates(run)
+    if update not in updates:
+        there = ", ".join(map(str, updates)) or "none; train with --keep-batches"
+        raise RunError(f"{run} has not kept the inputs of update {shown(update)}; kept are: {there}")
     file = checkpoint.file_of(run / _FOLDER, update)
-    if not file.exists():
-        there = ", ".join(map(str, kept_updates(run))) or "none; train with --keep-batches"
-        raise RunError(f"{run} has not kept the inputs of update {update}; kept are: {there}")
     found = checkpoint.read(file, _WHAT)
     if found.identity != identity:
         raise RunError(f"{file} is of another run")
@@ -123,8 +124,8 @@ def _fitting(found: checkpoint.Checkpoint, rule: Rule, network: config.Network) 
     return inputs
 
 
-def _like(policy: NeuralPolicy, spaces: tuple[Any, gymnasium.Space], arrays: dict[str, np.ndarray]) -> Batch:
-    """A batch of the shapes and types that this policy's batches of so many rows have. It takes no memory."""
+def _like(policy: NeuralPolicy, spaces: tuple[Any, gymnasium.Space], arrays: dict[str, np.ndarray]) -> Any:
+    """A Batch of the shapes and types that this policy's batches of so many rows have. It takes no memory."""
 
     def named(name: str) -> np.ndarray:
         return arrays.get(f"{_PREFIX}/batch.{name}", np.zeros(0, np.float32))
@@ -140,7 +141,7 @@ def _like(policy: NeuralPolicy, spaces: tuple[Any, gymnasium.Space], arrays: dic
 
     is_space = lambda node: isinstance(node, gymnasium.Space)  # noqa: E731
     observation = jax.tree.map_with_path(part, space_tree(spaces[0]), is_leaf=is_space)
-    mask = None
+    mask: Any = None
     if f"{_PREFIX}/batch.mask" in arrays:
         mask = _empty((*rows, policy.head.outputs), np.dtype(bool))
     old = jax.eval_shape(lambda policy, *seen: policy(*seen), policy, observation, mask)
@@ -156,7 +157,7 @@ def _plain(name: str, dtype: np.dtype) -> np.dtype:
     return dtype
 
 
-def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+def _empty(shape: tuple[int, ...], dtype: Any) -> Any:
     return np.broadcast_to(np.zeros((), dtype), shape)
 
 

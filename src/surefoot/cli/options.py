@@ -100,6 +100,11 @@ def add_rule_options(parser: Any, names: list[str]) -> None:
     """`--rule`, `--radius` and every rule's own `--rule.NAME`, for the rules of these names."""
     rules = parser.add_argument_group("rule", "Each option says which rules have it; another rule refuses it.")
     rules.add_argument("--rule", choices=names, default=names[0], help=f"how to improve the policy ({names[0]})")
+    add_rule_settings(rules, names)
+
+
+def add_rule_settings(rules: Any, names: list[str]) -> None:
+    """`--radius` and every rule's own `--rule.NAME` in the group `rules`, for the rules of these names."""
     known = {name: config.RULES[name] for name in names}
     seen: dict[str, list[str]] = {}
     for rule_name, settings in known.items():
@@ -114,12 +119,17 @@ def add_rule_options(parser: Any, names: list[str]) -> None:
         add_setting(rules, option, f"rule.{name}", owner, item, f"{note}; {', '.join(having)}")
 
 
+def given_rule_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the command line says of rules' settings, by name."""
+    return {name.removeprefix("rule."): value for name, value in vars(arguments).items() if name.startswith("rule.")}
+
+
 def rule_settings(arguments: argparse.Namespace, **defaults: Any) -> config.RuleSettings:
     """The chosen rule's settings; `defaults` stand where the command line says nothing and the rule has them.
 
     Raises SettingError for an option that the rule lacks, and for an illegal value.
     """
-    given = {name.removeprefix("rule."): value for name, value in vars(arguments).items() if name.startswith("rule.")}
+    given = given_rule_settings(arguments)
     rule_class = config.RULES[arguments.rule]
     known = [item.name for item in dataclasses.fields(rule_class)]
     for name in given:
