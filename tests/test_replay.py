@@ -1,6 +1,8 @@
 """Batches that a run kept, and several rules' steps on one of them."""
 
 import json
+import os
+import pickle
 import shutil
 
 import numpy as np
@@ -327,6 +329,30 @@ def test_inputs_that_do_not_fit_are_refused_by_the_part(name, copy):
     with pytest.raises(RunError, match=message) as raised:
         load()
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", [".json", ".safetensors"])
+def test_a_pickle_or_a_pipe_in_a_files_place_is_neither_run_nor_waited_for(kind, copy, tmp_path):
+    _, load = opened(copy)
+    file = checkpoint.file_of(copy / "batches", 3).with_suffix(kind)
+    file.write_bytes(pickle.dumps(Bomb(str(tmp_path / "mark"))))
+    with pytest.raises(RunError, match="update-00000003"):
+        load()
+    assert not (tmp_path / "mark").exists()
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(RunError, match="not a regular file"):
+        load()
+
+
+class Bomb:
+    """Leaves a mark where it is unpickled."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (self.mark,)
 
 
 def test_inputs_of_another_run_and_of_a_larger_network_are_refused(copy):

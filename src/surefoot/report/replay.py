@@ -75,21 +75,23 @@ def _paths(axes, traces: Sequence[Trace], colour: dict) -> None:
     from matplotlib.ticker import FixedLocator
 
     axes.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
+    radii = sorted({trace.radius for trace in traces if trace.radius is not None})
+    limit = 1.6 * (max([*(float(trace.kl[trace.whole]) for trace in traces), *radii], default=0.0) or 1.0)
     for number, trace in enumerate(traces):
-        style = {"color": colour[trace.name], "linewidth": max(3.4 - 0.4 * number, 1.2)}  # what lies below is seen
+        # What lies below is seen on both sides.
+        style = {"color": colour[trace.name], "linewidth": max(3.4 - 0.4 * number, 1.2)}
+        dot = {"markersize": max(13 - 1.4 * number, 5), "markeredgecolor": "white", "markeredgewidth": 0.6}
         # Rounding makes some KL of next to nothing negative.
         kl, end = np.maximum(np.asarray(trace.kl, float), 0), trace.whole
+        beyond = slice(end, max(int(np.searchsorted(kl, limit)), end + 1))
         axes.plot(kl[: end + 1], trace.gain[: end + 1], **style)
-        axes.plot(kl[end:], trace.gain[end:], **style, linestyle=":")
-        dot = {"markersize": max(13 - 1.4 * number, 5), "markeredgecolor": "white", "markeredgewidth": 0.6}
+        axes.plot(kl[beyond], trace.gain[beyond], **style, linestyle=":")
         axes.plot(kl[end], trace.gain[end], "o", color=colour[trace.name], label=printable(trace.name), **dot)
-    radii = sorted({trace.radius for trace in traces if trace.radius is not None})
     for radius in radii:
         axes.axvline(radius, color="black", linewidth=0.8, linestyle="--", label=f"radius {radius:g}")
     axes.axhline(0, color="black", linewidth=0.6)
-    largest = max([*(float(trace.kl[trace.whole]) for trace in traces), *radii], default=0.0) or 1.0
-    axes.set_xlim(0, 1.6 * largest)
-    axes.xaxis.set_major_locator(FixedLocator([0.0, *_round_numbers(1.6 * largest)]))
+    axes.set_xlim(0, limit)
+    axes.xaxis.set_major_locator(FixedLocator([0.0, *_round_numbers(limit)]))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set(xlabel="mean KL(old‖new), nats, as its square root", ylabel="surrogate gain, reward units")
     axes.set_title("each step scaled from 0 to 1.5; the dot is the step taken", fontsize=9)
