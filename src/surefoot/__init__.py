@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from surefoot.export import export_onnx
     from surefoot.improvement import exact_rule, improve
     from surefoot.policy import TabularPolicy
+    from surefoot.replaying import Replay, replay
     from surefoot.rules import NPG, PG, PI, PPO, TRPO, Dual, KLPenalty, Rule, UpdateReport
     from surefoot.sources.functional import FunctionalEnvironment, Transition
     from surefoot.studies import Study, compare, resume_study, study
@@ -57,6 +58,8 @@ _WHERE = {
     "exact_rule": "improvement",
     "improve": "improvement",
     "TabularPolicy": "policy",
+    "Replay": "replaying",
+    "replay": "replaying",
     "NPG": "rules",
     "PG": "rules",
     "PI": "rules",
@@ -92,6 +95,7 @@ __all__ = [
     "FunctionalEnvironment",
     "KLPenalty",
     "ModelError",
+    "Replay",
     "Rule",
     "Run",
     "RunError",
@@ -111,6 +115,7 @@ __all__ = [
     "export_onnx",
     "improve",
     "load",
+    "replay",
     "resume",
     "resume_study",
     "study",

@@ -169,7 +169,7 @@ def _assemble(description: Any, blob: bytes, where: str) -> Agent:
     try:
         spaces = parse(entry("observation_space")), parse(entry("action_space"))
         network = config.Network(**entry("network"))
-        _check_size(spaces, network, np.dtype(dtype).itemsize, len(blob), where)
+        check_size(spaces, network, np.dtype(dtype).itemsize, len(blob), f"{where}/policy.json")
         with jax.enable_x64(dtype == "float64"):
             skeleton = make_policy(*spaces, network, jax.random.key(0), np.dtype(dtype))
             _check_types(blob, dtype, where)
@@ -188,14 +188,16 @@ def _assemble(description: Any, blob: bytes, where: str) -> Agent:
     return Agent(policy, *spaces, environment=environment)
 
 
-def _check_size(spaces: Any, network: config.Network, itemsize: int, available: int, where: str) -> None:
-    """Refuse layers far larger than the tensors before memory is taken for them; `_fill` names small differences."""
+def check_size(spaces: Any, network: config.Network, itemsize: int, available: int, where: str) -> None:
+    """Refuse layers far larger than the tensors before memory is taken for them; small differences are named later.
+
+    Raises RunError.
+    """
     shapes = layer_shapes(make_encoder(spaces[0]), network, make_head(spaces[1])[0].outputs)
     wanted = itemsize * sum(fan_in * fan_out + fan_out for fan_in, fan_out in shapes)
     if wanted > available + 2**20:
         raise RunError(
-            f"{where}/policy.json: network.hidden {list(network.hidden)} takes {wanted} bytes, "
-            f"but policy.safetensors has {available}"
+            f"{where}: network.hidden {list(network.hidden)} takes {wanted} bytes, but the tensors have {available}"
         )
 
 

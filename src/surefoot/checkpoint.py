@@ -66,8 +66,22 @@ def write(
     Raises RunError where the disk refuses it; every older checkpoint is then still there.
     """
     folder = run / _FOLDER
+    write_pair(folder, identity, update, arrays, facts)
+    sound = [*(known for known in sound if known < update), update][-KEPT:]
+    if len(sound) == KEPT:
+        # The JSON goes first, as it came last.
+        for kind in (".json", ".safetensors"):
+            for old in updates(folder, kind):
+                if old < sound[0]:
+                    with contextlib.suppress(OSError):  # what cannot be removed must not end the run
+                        file_of(folder, old).with_suffix(kind).unlink()
+    return sound
+
+
+def write_pair(folder: Path, identity: str, update: int, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
+    """Write what belongs to an update into a folder as two files, the JSON last. Raises RunError."""
     make_folder(folder)
-    stem = folder / _stem(update)
+    file = file_of(folder, update)
     blob = safetensors.numpy.save(arrays)
     described = {
         "format_version": FORMAT_VERSION,
@@ -77,23 +91,15 @@ def write(
         "sha256": hashlib.sha256(blob).hexdigest(),
         "facts": facts,
     }
-    write_atomically(stem.with_suffix(".safetensors"), blob)
-    write_atomically(stem.with_suffix(".json"), _sealed(described))
-    sound = [*(known for known in sound if known < update), update][-KEPT:]
-    if len(sound) == KEPT:
-        # The JSON goes first, as it came last.
-        for kind in (".json", ".safetensors"):
-            for old in _updates(run, kind):
-                if old < sound[0]:
-                    with contextlib.suppress(OSError):  # what cannot be removed must not end the run
-                        (folder / _stem(old)).with_suffix(kind).unlink()
-    return sound
+    write_atomically(file.with_suffix(".safetensors"), blob)
+    write_atomically(file, _sealed(described))
 
 
 def found(run: Path, identity: str, passed_by: Callable[[str], None]) -> Iterator[Checkpoint]:
     """The sound checkpoints of a run, newest first; `passed_by` is given a line for each other one in between."""
-    for update in sorted(_updates(run, ".json") | _updates(run, ".safetensors"), reverse=True):
-        file = (run / _FOLDER / _stem(update)).with_suffix(".json")
+    folder = run / _FOLDER
+    for update in sorted(updates(folder, ".json") | updates(folder, ".safetensors"), reverse=True):
+        file = file_of(folder, update)
         try:
             checkpoint = read(file)
             if checkpoint.identity != identity:
@@ -104,8 +110,9 @@ def found(run: Path, identity: str, passed_by: Callable[[str], None]) -> Iterato
             yield checkpoint
 
 
-def read(file: Path) -> Checkpoint:
-    """The checkpoint whose JSON is `file`. Raises RunError where a byte of it is not as it was written."""
+def read(file: Path, what: str = "checkpoint") -> Checkpoint:
+    """The pair whose JSON is `file`, which messages call `what`. Raises RunError where a byte is not as it was
+    written."""
     try:
         described = _unsealed(read_bytes(file))
         if described["format_version"] != FORMAT_VERSION:
@@ -122,16 +129,21 @@ def read(file: Path) -> Checkpoint:
     except RunError:
         raise
     except (OSError, ValueError, LookupError, TypeError, AttributeError, safetensors.SafetensorError) as error:
-        raise RunError(f"{file} is no checkpoint that can be read: {printable(error)}") from None
+        raise RunError(f"{file} is no {what} that can be read: {printable(error)}") from None
+
+
+def file_of(folder: Path, update: int) -> Path:
+    """The JSON of an update's pair in a folder."""
+    return folder / f"{_stem(update)}.json"
 
 
 def _stem(update: int) -> str:
     return f"update-{update:08d}"
 
 
-def _updates(run: Path, kind: str) -> set[int]:
-    """The updates of which something is there that is named as a checkpoint's file of this kind."""
-    named = (_NAME.fullmatch(file.stem) for file in (run / _FOLDER).glob(f"update-*{kind}"))
+def updates(folder: Path, kind: str) -> set[int]:
+    """The updates of which something is in the folder that is named as a pair's file of this kind."""
+    named = (_NAME.fullmatch(file.stem) for file in folder.glob(f"update-*{kind}"))
     return {int(match[1]) for match in named if match}
 
 
@@ -152,23 +164,23 @@ def arrays_of(tree: Any, prefix: str) -> dict[str, np.ndarray]:
     return {name: bits(leaf) for name, leaf in _named(tree, prefix)}
 
 
-def tree_of(skeleton: Any, arrays: dict[str, np.ndarray], prefix: str) -> Any:
-    """The tree of `skeleton`'s structure with its leaves from `arrays`.
+def tree_of(skeleton: Any, arrays: dict[str, np.ndarray], prefix: str, what: str = "checkpoint") -> Any:
+    """The tree of `skeleton`'s structure with its leaves from `arrays`; messages call where they are from `what`.
 
     Raises RunError where a leaf is missing, too many, or of another shape or type, naming it.
     """
     wanted = _named(skeleton, prefix)
     extra = {name for name in arrays if name.startswith(f"{prefix}/")} - {name for name, _ in wanted}
     if extra:
-        raise RunError(f"the checkpoint has {shown(sorted(extra)[0])}, which belongs to no part of the run")
+        raise RunError(f"the {what} has {shown(sorted(extra)[0])}, which belongs to no part of the run")
     leaves = []
     for name, like in wanted:
         if name not in arrays:
-            raise RunError(f"the checkpoint has no {name!r}")
+            raise RunError(f"the {what} has no {name!r}")
         found, expected = arrays[name], bits(like)
         if found.shape != expected.shape or found.dtype != expected.dtype:
             raise RunError(
-                f"the checkpoint's {name!r} is {found.dtype}{list(found.shape)}, "
+                f"the {what}'s {name!r} is {found.dtype}{list(found.shape)}, "
                 f"but the run has {expected.dtype}{list(expected.shape)}"
             )
         leaves.append(from_bits(found, like))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -22,9 +22,11 @@ from surefoot import config
 from surefoot.compilation import of_whole_iterations
 from surefoot.errors import EnvironmentFault
 from surefoot.iteration import Iteration, Learner, learn, told_of
+from surefoot.kept import Inputs
 from surefoot.rules import Rule
 from surefoot.sources.functional import Fault, FunctionalEnvironment, FunctionalSource, FunctionalState
 from surefoot.sources.guard import line
+from surefoot.stages import estimate_stage, seen_stage
 
 CAPACITY = 64
 _ROWS = 2**22  # of the iterations of a chunk together, whose flags and returns are fetched
@@ -102,7 +104,7 @@ def numbers_of(rule: Rule, run: config.Run, dtype: Any) -> Numbers:
     plain = config.Run()
     run = dataclasses.replace(
         run, seed=plain.seed, steps=plain.steps, checkpoint_seconds=plain.checkpoint_seconds,
-        evaluation_episodes=plain.evaluation_episodes,
+        evaluation_episodes=plain.evaluation_episodes, keep_batches=plain.keep_batches,
     )  # fmt: skip
     return jax.tree.map(lambda leaf: np.asarray(leaf, dtype), Numbers(rule, run))
 
@@ -176,6 +178,21 @@ def fetched(name: str, program: Callable[..., Chunk], *arguments: Any) -> Chunk:
     except jax.errors.JaxRuntimeError as error:
         raise EnvironmentFault(f"{name}: the compiled program failed: {line(error)}") from error
     return chunk._replace(told=told, count=count, fault=fault)
+
+
+@partial(jax.jit, static_argnames=("source", "held"))
+def inputs_again(
+    source: FunctionalSource, learner: Learner, state: FunctionalState, settings: config.Estimator, held: int
+) -> Inputs:
+    """What the next update is a function of, from where its iteration begins.
+
+    Collected anew by a program of its own, so that keeping it changes no bit of the run: equal but for rounding.
+    """
+    _, collect_key, update_key, _ = jax.random.split(learner.key, 4)
+    trajectory, _ = source.roll_out(learner.policy, state, collect_key)
+    batch, _ = estimate_stage(learner.policy, learner.critic.critic, learner.returns, trajectory, settings)
+    seen, key = seen_stage(trajectory, batch, update_key, held=held)
+    return Inputs(learner.policy, learner.memory, learner.share, seen, key)
 
 
 def iterations(chunk: Chunk, rule: Rule, run: config.Run, lane: int | None = None) -> list[Iteration]:

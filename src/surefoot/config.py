@@ -325,6 +325,13 @@ class Run(Settings):
         30.0, "Seconds of training between two checkpoints, from which a run that was stopped goes on.", at_least=0
     )
     evaluation_episodes: int = setting(20, "Episodes of the final deterministic evaluation.", at_least=1)
+    keep_batches: int = setting(
+        0,
+        "Updates whose inputs are kept for `surefoot replay`, spread evenly over the run, its first and last among "
+        "them; of one, that in the middle.",
+        at_least=0,
+        at_most=1000,
+    )
     network: Network = field(default_factory=Network, metadata={"help": Network.__doc__})
     critic: Critic = field(default_factory=Critic, metadata={"help": Critic.__doc__})
     estimator: Estimator = field(default_factory=Estimator, metadata={"help": Estimator.__doc__})

@@ -14,6 +14,7 @@ from surefoot import config
 from surefoot.batch import Batch, Trajectory
 from surefoot.critic import Critic, CriticReport, CriticState, make_critic
 from surefoot.guard import careful, did_harm, next_share
+from surefoot.kept import Inputs, due
 from surefoot.policy import NeuralPolicy, make_policy
 from surefoot.rules import Memory, Rule, UpdateReport
 from surefoot.sampled_certificate import (
@@ -34,6 +35,7 @@ from surefoot.stages import (
     estimate_stage,
     frozen_error,
     movement_stage,
+    seen_stage,
     split_keys,
     update_stage,
 )
@@ -85,11 +87,13 @@ class Iteration(NamedTuple):
         row: its metrics; the critic's are promises until `settled`, and `judgement` of the next one completes it.
         returns: of the episodes that ended in it.
         judgement: what this iteration's batch says of the update before, as metrics of that update.
+        inputs: of its update, where they are to be kept.
     """
 
     row: dict[str, Any]
     returns: np.ndarray
     judgement: dict[str, Any]
+    inputs: Inputs | None = None
 
 
 def begin(source: Source, rule: Rule, run: config.Run, dtype: np.dtype | type = np.float32) -> tuple[Learner, Any]:
@@ -132,9 +136,9 @@ class Told(NamedTuple):
 
 
 def iterate(
-    source: Source, rule: Rule, run: config.Run, learner: Learner, state: Any
+    source: Source, rule: Rule, run: config.Run, learner: Learner, state: Any, steps: int = 0
 ) -> tuple[Learner, Any, Iteration]:
-    """One iteration of the loop; an update is judged by the batch of the next.
+    """One iteration of the loop, after so many environment steps; an update is judged by the batch of the next.
 
     The critic's fit is begun and not waited for: nothing needs the critic before the next estimate, so it
     is fitted while the next experience is collected. Until `settled`, its figures in the row are promises.
@@ -160,6 +164,10 @@ def iterate(
     report = jax.device_get(updated.report)
     moved = time.perf_counter()
     flags = jax.device_get(_flags(trajectory))
+    inputs = None
+    if due(run, steps, steps + int(np.sum(~flags[0]))):
+        seen, key_of_rule = seen_stage(trajectory, batch, update_key, held=run.held_out, idle=undone)
+        inputs = Inputs(learner.policy, learner.memory, learner.share, seen, key_of_rule)
     coverage = _coverage(flags, discount)
     movement = None
     if report.accepted and not undone and coverage[1] is None:
@@ -187,7 +195,7 @@ def iterate(
         )
     share = next_share(share, undone=undone)
     learned = learned._replace(share=jax.device_put(np.float32(share)))
-    return learned, state, Iteration(row, returns, judgement)
+    return learned, state, Iteration(row, returns, judgement, inputs)
 
 
 def learn(

@@ -42,8 +42,8 @@ from surefoot.turns import Outcome, Plan
 
 def kind(rule: Rule, run: config.Run) -> Hashable:
     """What two plans must have in common to be lanes of one program; None where a run has to be made alone."""
-    if run.certification.guard:
-        return None  # the guard decides between two updates, on the host
+    if run.certification.guard or run.keep_batches:
+        return None  # what is decided or kept between two updates, is so on the host
     numbers = numbers_of(rule, run, np.float32)
     return jax.tree.structure(numbers), run.steps
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from surefoot import agent as artefact
-from surefoot import config
+from surefoot import config, kept
 from surefoot.errors import RunError, SurefootError
 from surefoot.files import make_folder, remove
 from surefoot.iteration import Iteration, settled, unjudged
@@ -55,9 +55,9 @@ class Ledger:
         self._saved = time.monotonic()
         if begun.standing.steps < run.steps:
             remove(begun.folder / "evaluation.json")  # of a policy that is not the run's last any more
-        kept = max(begun.standing.updates - 1, 0)
+        recorded = max(begun.standing.updates - 1, 0)
         described = configuration(begun.name, rule, run) | {"id": begun.identity}
-        self._recorder = Recorder(begun.folder, described, kept=kept)
+        self._recorder = Recorder(begun.folder, described, kept=recorded)
         self._scalars = Scalars(begun.folder, told, since=begun.standing.steps or None) if tensorboard else None
 
     @property
@@ -69,6 +69,9 @@ class Ledger:
         """Take the iterations that led to where the run stands now."""
         self.standing = standing
         for done in made:
+            if done.inputs is not None:
+                spaces = self._source.observation_space, self._source.action_space
+                kept.save(self.begun.folder, self.begun.identity, done.row["update"], done.inputs, *spaces)
             self._write(done.judgement)
             self._held_back = done
 

@@ -82,7 +82,7 @@ class Recorder:
         lines = whole_lines(self._file)[:kept] if kept else []
         if short := rows_missing(self._file, len(lines), kept):
             raise short
-        sweep(folder, folder / "checkpoints", folder / "policy")
+        sweep(folder, *(folder / name for name in ("checkpoints", "policy", "batches")))
         content = dumps({**configuration, "versions": versions()}, indent=1)
         write_atomically(folder / "config.json", content.encode())
         write_atomically(self._file, b"".join(lines))

@@ -163,6 +163,27 @@ def frozen_error(
     return over_environments(error, weight.reshape(error.shape), trajectory.terminated, discount)
 
 
+def _seen(trajectory: Trajectory, batch: Batch, key: PRNGKeyArray, held: int, idle: Any) -> tuple[Batch, Any, Any]:
+    """The batch and the key that the rule is given, with the rows that it does not see, [B], in between."""
+    key, holdout_key = split_keys(key, 2)
+    advantage = jnp.where(idle, 0, batch.advantage)
+    seen = eqx.tree_at(lambda b: b.advantage, batch, advantage)
+    if not held:
+        return seen, None, key
+    kept_out = jax.random.permutation(holdout_key, trajectory.reset.shape[1]) < held
+    away = jnp.broadcast_to(kept_out, trajectory.reset.shape).reshape(-1)
+    return reweighted(seen, jnp.where(away, 0, batch.weight)), away, key
+
+
+@partial(jax.jit, static_argnames="held")
+def seen_stage(
+    trajectory: Trajectory, batch: Batch, key: PRNGKeyArray, *, held: int = 0, idle: Any = False
+) -> tuple[Batch, PRNGKeyArray]:
+    """What `update_stage` gives the rule, for whoever keeps it."""
+    seen, _, key = _seen(trajectory, batch, key, held, idle)
+    return seen, key
+
+
 @partial(jax.jit, static_argnames="held")
 def update_stage(
     rule: Rule,
@@ -178,13 +199,7 @@ def update_stage(
 ) -> Updated:
     """The rule's update on all but `held` environments, then this iteration's observations into the normaliser,
     and the mean KL that that took. Where `idle`, the rule is given advantages of 0, on which it moves nothing."""
-    key, holdout_key = split_keys(key, 2)
-    advantage = jnp.where(idle, 0, batch.advantage)
-    seen = eqx.tree_at(lambda b: b.advantage, batch, advantage)
-    if held:
-        kept_out = jax.random.permutation(holdout_key, trajectory.reset.shape[1]) < held
-        away = jnp.broadcast_to(kept_out, trajectory.reset.shape).reshape(-1)
-        seen = reweighted(seen, jnp.where(away, 0, batch.weight))
+    seen, away, key = _seen(trajectory, batch, key, held, idle)
     updated, memory, report = rule.update(policy, memory, seen, key)
     assert isinstance(updated, NeuralPolicy)
     held_out = None

@@ -18,7 +18,7 @@ from surefoot import agent as artefact
 from surefoot import config
 from surefoot.calibration import Calibration, calibrate
 from surefoot.compilation import keep_compiled_programs
-from surefoot.compiled import Chunk, copied, fetched, how_many, iterations, numbers_of, program
+from surefoot.compiled import Chunk, copied, fetched, how_many, inputs_again, iterations, numbers_of, program
 from surefoot.doctor import Finding, diagnose
 from surefoot.errors import RunError, SettingError, Stopped, SurefootError, did_you_mean
 from surefoot.evaluation import evaluate, repeatable
@@ -26,6 +26,7 @@ from surefoot.files import held, write_atomically
 from surefoot.guard import careful
 from surefoot.history import read
 from surefoot.iteration import Iteration, begin, iterate
+from surefoot.kept import due, surely_not_due
 from surefoot.ledger import Ledger, draw
 from surefoot.progress import Progress
 from surefoot.record import differing_versions, new_run_folder
@@ -291,7 +292,7 @@ def _onward(source: Source, rule: Rule, run: config.Run) -> Onward:
         return _compiled(source, rule, run)
 
     def onward(standing: Standing, started: float) -> tuple[Standing, list[Iteration]]:
-        learner, state, done = iterate(source, rule, run, standing.learner, standing.state)
+        learner, state, done = iterate(source, rule, run, standing.learner, standing.state, standing.steps)
         return further(standing, [done], learner, state, time.perf_counter() - started, 0.0)
 
     return onward
@@ -312,11 +313,16 @@ def _compiled(source: FunctionalSource, rule: Rule, run: config.Run) -> Onward:
         else:
             # Told one call late, when what was made until then is entered.
             source.check(last.fault, int(last.state.steps))
-        count = how_many(run.steps - standing.steps, source.envs * source.horizon, pace)
+        size = source.envs * source.horizon
+        free = surely_not_due(run, standing.steps, size)
+        count = min(how_many(run.steps - standing.steps, size, pace), max(free, 1))
+        before = None if free else copied((learner, state))  # where the iteration begins that may be kept
         made = fetched(source.name, chunk, numbers, learner, state, count, count)
         each = iterations(made, rule, run)
         spent = time.perf_counter() - begun
         pace, last = None if last is None else count / spent, made
+        if before is not None and each and due(run, standing.steps, standing.steps + each[0].row["experience"]):
+            each[0] = each[0]._replace(inputs=inputs_again(source, *before, run.estimator, run.held_out))
         return further(standing, each, made.learner, made.state, begun - started, spent)
 
     return onward

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 
 from surefoot._version import __version__
-from surefoot.cli import certify, compare, doctor, evaluate, exact, export, lecture, report, resume, train
+from surefoot.cli import certify, compare, doctor, evaluate, exact, export, lecture, replay, report, resume, train
 from surefoot.cli.interruption import ended_by_signals
 from surefoot.cli.options import EXAMPLE, Parser
 from surefoot.errors import Stopped, SurefootError, printable
@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"surefoot {__version__}")
     parser.set_defaults(exit_code=lambda result: 0)  # doctor has another
     commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command_name")
-    for command in (train, compare, resume, evaluate, export, doctor, report, exact, certify, lecture):
+    for command in (train, compare, resume, evaluate, export, doctor, report, replay, exact, certify, lecture):
         command.add(commands)
     return parser
 

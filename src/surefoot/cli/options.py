@@ -126,7 +126,7 @@ def add_rule_options(parser: Any, names: list[str]) -> None:
 
 
 def add_rule_settings(rules: Any, names: list[str]) -> None:
-    """`--radius` and every rule's own `--rule.NAME`, for the rules of these names."""
+    """`--radius` and every rule's own `--rule.NAME` in the group `rules`, for the rules of these names."""
     known = {name: config.RULES[name] for name in names}
     seen: dict[str, list[str]] = {}
     for rule_name, settings in known.items():

@@ -41,10 +41,10 @@ def drawn(record: StudyRecord, what: object) -> bytes:
     figure = Figure(figsize=(11, max(4.6, 1.9 + 0.34 * len(rows))), layout="constrained")
     FigureCanvasAgg(figure)
     curves, finals = figure.subplots(1, 2, width_ratios=[3, 2])
-    colours = _colours(len(rows))
-    for row, colour in zip(rows, colours, strict=True):
+    chosen = colours(len(rows))
+    for row, colour in zip(rows, chosen, strict=True):
         _curve(curves, record, row, colour)
-    _finals(finals, record, rows, colours)
+    _finals(finals, record, rows, chosen)
     for axes in (curves, finals):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -79,7 +79,8 @@ def _titles(figure: Any, curves: Any, finals: Any, record: StudyRecord, rows: Se
     finals.set_xlabel("return")
 
 
-def _colours(count: int) -> list[Any]:
+def colours(count: int) -> list[Any]:
+    """So many colours that are told apart."""
     if count <= len(_DISTINCT):
         return list(_DISTINCT[:count])
     from matplotlib import colormaps
