@@ -102,7 +102,7 @@ def numbers_of(rule: Rule, run: config.Run, dtype: Any) -> Numbers:
     plain = config.Run()
     run = dataclasses.replace(
         run, seed=plain.seed, steps=plain.steps, checkpoint_seconds=plain.checkpoint_seconds,
-        evaluation_episodes=plain.evaluation_episodes,
+        evaluation_episodes=plain.evaluation_episodes, evaluate_every=plain.evaluate_every,
     )  # fmt: skip
     return jax.tree.map(lambda leaf: np.asarray(leaf, dtype), Numbers(rule, run))
 

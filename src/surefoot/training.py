@@ -38,7 +38,7 @@ from surefoot.sources import caution, make_source, refuse_foreign_code
 from surefoot.sources.base import Source
 from surefoot.sources.environments import environment_name
 from surefoot.sources.functional import FunctionalSource
-from surefoot.standing import Standing, further
+from surefoot.standing import Standing, further, next_pause
 from surefoot.tensorboard import writer_class
 
 
@@ -195,7 +195,7 @@ def _train(
     if line := caution(source):
         told(line)
     with _way_on(folder):
-        standing, stopped, trained = _learn(begun, rule, run, source, progress, tensorboard, stop, told)
+        standing, stopped, trained = _learn(begun, environment, rule, run, source, progress, tensorboard, stop, told)
         draw(learning_curve, folder, told)
         if stopped:
             raise Stopped(f"stopped after update {standing.updates}; go on with: surefoot resume {folder}")
@@ -229,6 +229,7 @@ def conclude(
 
 def _learn(
     begun: Begun,
+    environment: str | Callable[[], Any],
     rule: Rule,
     run: config.Run,
     source: Source,
@@ -251,6 +252,7 @@ def _learn(
             try:
                 while not ledger.finished and not stopped:
                     ledger.enter(*onward(ledger.standing, started))
+                    started += ledger.evaluate_if_due(environment)
                     stopped = stop is not None and stop()
                     ledger.checkpoint(now=stopped or ledger.finished)
             except BaseException:
@@ -312,7 +314,8 @@ def _compiled(source: FunctionalSource, rule: Rule, run: config.Run) -> Onward:
         else:
             # Told one call late, when what was made until then is entered.
             source.check(last.fault, int(last.state.steps))
-        count = how_many(run.steps - standing.steps, source.envs * source.horizon, pace)
+        left = next_pause(standing, run.steps, run.evaluate_every) - standing.steps
+        count = how_many(left, source.envs * source.horizon, pace)
         made = fetched(source.name, chunk, numbers, learner, state, count, count)
         each = iterations(made, rule, run)
         spent = time.perf_counter() - begun
