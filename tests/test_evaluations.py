@@ -9,8 +9,8 @@ import pytest
 import functional_probes
 import surefoot as sf
 from histories import healthy_rows, write_run
-from runs import TINY, after, policy, rows
-from surefoot import config, history
+from runs import TINY, after, evaluations, policy, rows
+from surefoot import config
 from surefoot.errors import RunError, Stopped
 from surefoot.iteration import Iteration
 from surefoot.lanes import train_together
@@ -25,11 +25,6 @@ STEPS = 900
 SETTINGS = TINY | {"steps": STEPS, "progress": False, "seed": 3}
 WALK = functional_probes.walk()
 ENVIRONMENTS = {"host": "CartPole-v1", "compiled": WALK}
-
-
-def evaluations(run):
-    """The lines but for their times."""
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in history.read(run).evaluations]
 
 
 @pytest.fixture(scope="module", params=["host", pytest.param("compiled", marks=pytest.mark.long)])
