@@ -341,7 +341,7 @@ def picture(rows: Sequence[Row], told: dict[str, Any]) -> bytes:
         axes.set_title(f"{task}-{VERSION}", fontsize=10)
         axes.grid(alpha=0.25)
     most = max(figure.axes, key=lambda axes: len(axes.get_legend_handles_labels()[1]))
-    figure.legend(*most.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.legend(*most.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     figure.supxlabel("environment steps", fontsize=10)
     figure.supylabel("return of deterministic episodes", fontsize=10)
     drawn = io.BytesIO()

@@ -8,7 +8,7 @@ import pytest
 
 import functional_probes
 import surefoot as sf
-from histories import healthy_rows, write_run
+from histories import EVALUATIONS, write_run
 from runs import TINY, after, evaluations, policy, rows
 from surefoot import config
 from surefoot.errors import RunError, Stopped
@@ -143,17 +143,8 @@ def test_chunks_end_where_an_evaluation_is_due(taken, steps, every, pause):
     assert next_pause(Standing(None, None, steps=taken), steps, every) == pause
 
 
-LINES = [{"update": update, "steps": 2048 * update, "mean": 10.0 * update, "std": 1.0} for update in (10, 20, 30)]
-
-
-def run_with(folder, lines):
-    write_run(folder, healthy_rows())
-    (folder / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
-
-
 def test_the_report_draws_them(tmp_path):
-    one, other = run_with(tmp_path / "one", LINES), write_run(tmp_path / "other", healthy_rows())
+    one, other = write_run(tmp_path / "one", evaluations=EVALUATIONS), write_run(tmp_path / "other")
     alone = write_report([one]).read_text()
     assert "3 deterministic evaluations went from 100 to 300, the best 300." in alone
     data = json.loads(re.search(r'id="learning".*?<script type="application/json">(.*?)</script>', alone, re.S)[1])
@@ -167,4 +158,4 @@ def test_the_report_draws_them(tmp_path):
 @pytest.mark.parametrize("line", [{"update": "x", "mean": 1}, {"update": 1, "mean": [1]}, []])
 def test_lines_that_are_none_are_refused_by_name(line, tmp_path):
     with pytest.raises(RunError, match=r"evaluations\.jsonl"):
-        write_report([run_with(tmp_path / "run", [line, LINES[0]])])
+        write_report([write_run(tmp_path / "run", evaluations=[line, *EVALUATIONS])])
