@@ -20,6 +20,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
+
+import numpy as np
 
 from surefoot.settings import dumps
 
@@ -41,13 +44,14 @@ def run_surefoot(environment: str, steps: int, seed: int, episodes: int) -> tupl
     return run.seconds, run.evaluation["return"]["mean"]
 
 
-def run_sb3(environment: str, steps: int, seed: int, episodes: int, *, contrib: bool) -> tuple[float, float]:
+def make_sb3(environment: str, seed: int, *, contrib: bool) -> tuple[Any, Any]:
+    """sb3-contrib's TRPO at its zoo settings, or Stable-Baselines3's PPO at its own, and the environments of it."""
     import gymnasium as gym
     import torch
     from stable_baselines3.common.env_util import make_vec_env
-    from stable_baselines3.common.evaluation import evaluate_policy
     from stable_baselines3.common.vec_env import VecNormalize
 
+    torch.set_num_threads(2)
     if contrib:
         from sb3_contrib import TRPO
 
@@ -70,19 +74,32 @@ def run_sb3(environment: str, steps: int, seed: int, episodes: int, *, contrib: 
             seed=seed,
             device="cpu",
         )
-    else:
-        from stable_baselines3 import PPO
+        return model, envs
+    from stable_baselines3 import PPO
 
-        envs = VecNormalize(make_vec_env(environment, n_envs=1, seed=seed), gamma=0.99)
-        model = PPO("MlpPolicy", envs, seed=seed, device="cpu")
-    torch.set_num_threads(2)
+    envs = VecNormalize(make_vec_env(environment, n_envs=1, seed=seed), gamma=0.99)
+    return PPO("MlpPolicy", envs, seed=seed, device="cpu"), envs
+
+
+def evaluate_sb3(model: Any, envs: Any, environment: str, seed: int, episodes: int) -> list[float]:
+    """Returns of deterministic episodes of the task itself, observations normalised as in training."""
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.evaluation import evaluate_policy
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    test = VecNormalize(make_vec_env(environment, n_envs=1, seed=seed + 10_000), training=False, norm_reward=False)
+    test.obs_rms = envs.obs_rms
+    returns, _ = evaluate_policy(model, test, n_eval_episodes=episodes, deterministic=True, return_episode_rewards=True)
+    test.close()
+    return returns
+
+
+def run_sb3(environment: str, steps: int, seed: int, episodes: int, *, contrib: bool) -> tuple[float, float]:
+    model, envs = make_sb3(environment, seed, contrib=contrib)
     begun = time.perf_counter()
     model.learn(steps)
     seconds = time.perf_counter() - begun
-    test = VecNormalize(make_vec_env(environment, n_envs=1, seed=seed + 10_000), training=False, norm_reward=False)
-    test.obs_rms = envs.obs_rms
-    mean, _ = evaluate_policy(model, test, n_eval_episodes=episodes, deterministic=True)
-    return seconds, float(mean)
+    return seconds, float(np.mean(evaluate_sb3(model, envs, environment, seed, episodes)))
 
 
 def run_one(name: str, environment: str, steps: int, seed: int, episodes: int) -> dict:

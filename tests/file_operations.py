@@ -19,6 +19,7 @@ write, half is written before that."""
 PARTS = (
     ("config", r"config\.json"),
     ("metrics", r"metrics\.jsonl"),
+    ("evaluations", r"evaluations\.jsonl"),
     ("checkpoint arrays", r"checkpoints/update-\d+\.safetensors"),
     ("checkpoint description", r"checkpoints/update-\d+\.json"),
     ("checkpoint folder", r"checkpoints"),

@@ -77,12 +77,16 @@ def healthy_rows(updates: int = 40) -> list[dict[str, Any]]:
     return [healthy_row(update, updates) for update in range(1, updates + 1)]
 
 
+EVALUATIONS = [{"update": update, "steps": 2048 * update, "mean": 10.0 * update, "std": 1.0} for update in (10, 20, 30)]
+
+
 def write_run(
     folder: Path,
     rows: list[dict[str, Any]] | None = None,
     *,
     config: dict[str, Any] | None = None,
     evaluation: dict[str, Any] | None = EVALUATION,
+    evaluations: list[Any] | None = None,
     tail: str = "",
 ) -> Path:
     """A run folder with these rows (healthy ones by default) and settings; `tail` ends metrics.jsonl as it is."""
@@ -90,6 +94,8 @@ def write_run(
     (folder / "config.json").write_text(json.dumps(CONFIG | (config or {})))
     written = healthy_rows() if rows is None else rows
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written) + tail)
+    if evaluations is not None:
+        (folder / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in evaluations))
     if evaluation is not None:
         (folder / "evaluation.json").write_text(json.dumps(evaluation))
     return folder

@@ -11,6 +11,11 @@ def rows(run):
     return [{k: v for k, v in row.items() if k not in TIMES} for row in history.read(run).rows]
 
 
+def evaluations(run):
+    """Its evaluations while it learned, but for times."""
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in history.read(run).evaluations]
+
+
 def policy(run):
     """The bytes of its policy."""
     return (run / "policy" / "policy.safetensors").read_bytes()

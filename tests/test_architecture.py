@@ -150,13 +150,17 @@ def test_metrics_are_documented_and_nothing_else_is(tmp_path):
         critic_hidden=(8,),
         critic_epochs=1,
         evaluation_episodes=1,
+        evaluate_every=16,
         out=tmp_path / "run",
         progress=False,
     )
-    row = json.loads((run.path / "metrics.jsonl").read_text().splitlines()[0])
-    rows = re.findall(r"^\| (`.*?) \|", (DOCS / "metrics.md").read_text(), flags=re.MULTILINE)
-    documented = {name for cell in rows for name in re.findall(r"`(\w+)`", cell)}
-    assert documented == set(row)
+    texts = re.split(r"^# (\S+)$", (DOCS / "metrics.md").read_text(), flags=re.MULTILINE)[1:]
+    assert texts[::2] == ["metrics.jsonl", "evaluations.jsonl"]
+    for file, text in zip(texts[::2], texts[1::2], strict=True):
+        row = json.loads((run.path / file).read_text().splitlines()[0])
+        rows = re.findall(r"^\| (`.*?) \|", text, flags=re.MULTILINE)
+        documented = {name for cell in rows for name in re.findall(r"`(\w+)`", cell)}
+        assert documented == set(row)
 
 
 def test_no_module_has_the_name_of_a_public_function():

@@ -115,7 +115,7 @@ def house(tmp_path_factory) -> Iterator[House]:
     folder = tmp_path_factory.mktemp("house")
     settings = TINY | {"source": "gymnasium"}
     sf.train("CartPole-v1", "pg", out=folder / "run", steps=32, **settings)
-    histories.write_run(folder / "recorded")
+    histories.write_run(folder / "recorded", evaluations=histories.EVALUATIONS)
     for name, spaces in SPACES.items():
         network = config.Network(hidden=(4,))
         made = agent.Agent(make_policy(*spaces, network, jax.random.key(0)), *spaces, environment="CartPole-v1")
@@ -248,14 +248,15 @@ def command_holds(house: House, argv: list[str]) -> None:
 def run_files(folder: Path, house: House) -> st.SearchStrategy:
     def broken(name: str) -> st.SearchStrategy:
         content = house.files[folder / name]
-        if name == "metrics.jsonl":
+        if name.endswith(".jsonl"):
             changed = st.one_of(fuzzing.broken_lines(content), fuzzing.broken_lines(content))
         else:
             changed = fuzzing.broken_json(json.loads(content))
         either = st.one_of(changed, changed, fuzzing.broken_bytes(content, house.others))
         return either.map(lambda made: {folder / name: made})
 
-    return st.sampled_from(["config.json", "metrics.jsonl", "metrics.jsonl", "evaluation.json"]).flatmap(broken)
+    names = ["config.json", "metrics.jsonl", "metrics.jsonl", "evaluations.jsonl", "evaluation.json"]
+    return st.sampled_from(names).flatmap(broken)
 
 
 def doctor_holds(house: House, case: dict[Path, bytes]) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 import file_operations
 from file_operations import watched
-from runs import TINY, policy, rows
+from runs import TINY, evaluations, policy, rows
 from surefoot.training import resume, train
 
 
@@ -41,6 +41,8 @@ def killed_at(run, part, number, go):
 PLACES = [
     ("config", 2),
     ("metrics", 7),
+    ("evaluations", 2),
+    ("evaluations", 6),
     ("checkpoint arrays", 2),
     ("checkpoint arrays", 8),
     ("checkpoint description", 2),
@@ -53,7 +55,7 @@ PLACES = [
 
 
 def test_a_run_that_ends_inside_any_write_goes_on_to_the_same_bits(tmp_path):
-    settings = TINY | {"steps": 600, "checkpoint_seconds": 0, "progress": False}
+    settings = TINY | {"steps": 600, "checkpoint_seconds": 0, "progress": False, "evaluate_every": 200}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train("CartPole-v1", out=whole, **settings)
     for part, number in PLACES:
@@ -63,6 +65,7 @@ def test_a_run_that_ends_inside_any_write_goes_on_to_the_same_bits(tmp_path):
             killed_at(parts, part, number, lambda: train("CartPole-v1", out=parts, **settings))
     resume(parts, progress=False, told=lambda line: None)
     assert rows(parts) == rows(whole)
+    assert evaluations(parts) == evaluations(whole)
     assert policy(parts) == policy(whole)
     assert (parts / "evaluation.json").read_bytes() == (whole / "evaluation.json").read_bytes()
     names = [{file.name for file in run.rglob("*") if file.parent.name != "checkpoints"} for run in (whole, parts)]

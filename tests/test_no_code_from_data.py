@@ -33,7 +33,7 @@ SOURCE = Path(sf.__file__).parent
 def sound(tmp_path_factory) -> Path:
     """A finished run, and finite MDPs with policies."""
     folder = tmp_path_factory.mktemp("sound")
-    sf.train("CartPole-v1", "pg", out=folder / "run", steps=32, **TINY | {"source": "gymnasium"})
+    sf.train("CartPole-v1", "pg", out=folder / "run", steps=32, evaluate_every=16, **TINY | {"source": "gymnasium"})
     mdp = sf.tabular.load("three-decisions")
     plain = {"transition": mdp.transition.tolist(), "reward": mdp.reward.tolist(), "start": mdp.start.tolist()}
     (folder / "mdp.json").write_text(json.dumps(plain | {"discount": mdp.discount, "horizon": mdp.horizon}))
@@ -82,6 +82,7 @@ def bombs(mark: Path) -> dict[str, bytes]:
 RUN = [
     "config.json",
     "metrics.jsonl",
+    "evaluations.jsonl",
     "evaluation.json",
     "policy/policy.json",
     "policy/policy.safetensors",

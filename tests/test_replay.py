@@ -244,7 +244,7 @@ REFUSED = {
     "no update": (["--update", "0"], "update must be a whole number, at least 1, but 0 came"),
     "huge update": (["--update", "1" + "0" * 20], "has not kept the inputs of update 100000000000000000000"),
     "unknown rule": (["--update", "3", "--rules", "pg,trop"], "but 'trop' came (did you mean 'trpo'?)"),
-    "rule of tables": (["--update", "3", "--rules", "pi"], "but 'pi' came"),
+    "rule of tables": (["--update", "3", "--rules", "pi"], "the rule pi is for finite MDPs"),
     "no rule": (["--update", "3", "--rules", ""], "but '' came"),
     "option of none": (
         ["--rules", "pg,npg", "--rule.clip", "0.3"],

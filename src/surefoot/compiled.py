@@ -104,7 +104,8 @@ def numbers_of(rule: Rule, run: config.Run, dtype: Any) -> Numbers:
     plain = config.Run()
     run = dataclasses.replace(
         run, seed=plain.seed, steps=plain.steps, checkpoint_seconds=plain.checkpoint_seconds,
-        evaluation_episodes=plain.evaluation_episodes, keep_batches=plain.keep_batches,
+        evaluation_episodes=plain.evaluation_episodes, evaluate_every=plain.evaluate_every,
+        keep_batches=plain.keep_batches,
     )  # fmt: skip
     return jax.tree.map(lambda leaf: np.asarray(leaf, dtype), Numbers(rule, run))
 

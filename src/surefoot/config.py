@@ -324,7 +324,13 @@ class Run(Settings):
     checkpoint_seconds: float = setting(
         30.0, "Seconds of training between two checkpoints, from which a run that was stopped goes on.", at_least=0
     )
-    evaluation_episodes: int = setting(20, "Episodes of the final deterministic evaluation.", at_least=1)
+    evaluation_episodes: int = setting(20, "Episodes of every deterministic evaluation, the final one too.", at_least=1)
+    evaluate_every: int | None = setting(
+        None,
+        "Evaluate the policy after the first update that reaches each multiple of this many steps, into "
+        "evaluations.jsonl. By default only in the end.",
+        at_least=1,
+    )
     keep_batches: int = setting(
         0,
         "Updates whose inputs are kept for `surefoot replay`, spread evenly over the run, its first and last among "

@@ -57,6 +57,29 @@ def evaluate(
 
     Raises EnvironmentFault where an environment fails, naming it and the step.
     """
+    return summary(
+        play(agent, environment, episodes=episodes, seed=seed, deterministic=deterministic, step_seconds=step_seconds)
+    )
+
+
+class Episode(NamedTuple):
+    """An episode's undiscounted return, its length in steps, and whether it was cut before its end."""
+
+    total: float
+    length: int
+    cut: bool
+
+
+def play(
+    agent: Agent,
+    environment: str | Callable[[], Any],
+    *,
+    episodes: int,
+    seed: int,
+    deterministic: bool = True,
+    step_seconds: float | None = _STEP_SECONDS,
+) -> list[Episode]:
+    """The episodes of `evaluate`, which says how they are played and what is raised, in the order of their ends."""
     if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 1:
         raise SettingError(f"episodes must be a whole number, at least 1, but {episodes!r} came")
     check(Collection, "step_seconds", step_seconds)
@@ -68,28 +91,22 @@ def evaluate(
     name = environment_name(environment)
     if (functional := functional_environment(environment)) is not None:
         _check_spaces(agent, functional, name)
-        return _summary(_play_functional(agent, functional, name, episodes, seed, deterministic))
+        return _play_functional(agent, functional, name, episodes, seed, deterministic)
     limited = functools.partial(_limited, maker(environment))
     simulator = GymnasiumSimulator(limited, count, step_seconds=step_seconds)
     try:
         _check_spaces(agent, simulator, name)
         layout = space_tree(simulator.observation_space)
         with simulator.watched():
-            played = _play(agent, simulator, layout, seeds, wanted, deterministic, generator)
+            return _play(agent, simulator, layout, seeds, wanted, deterministic, generator)
     except EnvironmentFault as fault:
         raise EnvironmentFault(f"{name}: evaluation: {fault}") from fault
     finally:
         simulator.close()
-    return _summary(played)
 
 
-class _Episode(NamedTuple):
-    total: float
-    length: int
-    cut: bool
-
-
-def _summary(played: list[_Episode]) -> dict[str, Any]:
+def summary(played: list[Episode]) -> dict[str, Any]:
+    """What `evaluate` returns of these episodes."""
     returns, lengths = np.array([row.total for row in played]), np.array([row.length for row in played])
     return {
         "return": {"mean": float(returns.mean()), "std": float(returns.std()), "episodes": len(played)},
@@ -100,12 +117,12 @@ def _summary(played: list[_Episode]) -> dict[str, Any]:
 
 def _play_functional(
     agent: Agent, environment: FunctionalEnvironment, name: str, episodes: int, seed: int, deterministic: bool
-) -> list[_Episode]:
+) -> list[Episode]:
     """One episode in each copy, all copies in one program, as often as is needed; whoever has ended waits."""
     copies = min(episodes, _SIDE_BY_SIDE)
     play = _player(environment, copies, deterministic)
     key = jax.random.fold_in(jax.random.key(seed), 0x5EED)
-    played: list[_Episode] = []
+    played: list[Episode] = []
     while len(played) < episodes and not any(episode.cut for episode in played):
         key, play_key = jax.random.split(key)
         total, length, over, sound = jax.device_get(play(agent.policy, play_key))
@@ -114,7 +131,7 @@ def _play_functional(
             raise EnvironmentFault(
                 f"{name}: {where} returned a reward or an observation that is not finite or not of its space"
             )
-        played += [_Episode(float(a), int(b), not c) for a, b, c in zip(total, length, over, strict=True)]
+        played += [Episode(float(a), int(b), not c) for a, b, c in zip(total, length, over, strict=True)]
     return played[:episodes]
 
 
@@ -177,9 +194,9 @@ def _play(
     wanted: np.ndarray,
     deterministic: bool,
     generator: np.random.Generator,
-) -> list[_Episode]:
+) -> list[Episode]:
     """`wanted` episodes of each environment. Raises EnvironmentFault, naming the step."""
-    played: list[_Episode] = []
+    played: list[Episode] = []
     count = len(wanted)
     total, length = np.zeros(count), np.zeros(count, int)
     fresh = np.zeros(count, bool)
@@ -206,7 +223,7 @@ def _play(
             ended = (terminated | truncated) & ~fresh
             for index in np.flatnonzero(ended & (wanted > 0)).tolist():
                 cut = bool(length[index] >= LONGEST_EPISODE and not terminated[index])
-                played.append(_Episode(float(total[index]), int(length[index]), cut))
+                played.append(Episode(float(total[index]), int(length[index]), cut))
                 wanted[index] -= 1
                 cutting |= cut
             if cutting:

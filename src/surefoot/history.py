@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,14 @@ class History:
         config: its config.json.
         rows: one dictionary an update, in order; null where an update has no such value.
         evaluation: its evaluation.json; None where the run did not come to its end.
+        evaluations: one dictionary for each evaluation made while it learned, in order.
     """
 
     path: Path
     config: dict[str, Any]
     rows: list[dict[str, Any]]
     evaluation: dict[str, Any] | None = None
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
 
     def column(self, key: str) -> np.ndarray:
         """One metric over all updates, float64 [updates]; NaN where it is null.
@@ -37,10 +39,20 @@ class History:
         """
         if self.rows and not any(key in row for row in self.rows):
             raise RunError(f"{self.path} records no {key!r}{did_you_mean(key, self.rows[0])}")
+        return self._numbers(self.rows, key, "metrics.jsonl")
+
+    def evaluated(self, key: str) -> np.ndarray:
+        """A number of every evaluation made while the run learned, float64 [evaluations]; NaN where it is null.
+
+        Raises RunError where one holds what is no number.
+        """
+        return self._numbers(self.evaluations, key, "evaluations.jsonl")
+
+    def _numbers(self, rows: list[dict[str, Any]], key: str, file: str) -> np.ndarray:
         try:
-            return np.array([_number(row.get(key)) for row in self.rows], np.float64)
-        except (TypeError, ValueError):
-            raise RunError(f"{self.path}/metrics.jsonl: some {key} is no number") from None
+            return np.array([_number(row.get(key)) for row in rows], np.float64)
+        except (TypeError, ValueError, OverflowError):
+            raise RunError(f"{self.path}/{file}: some {key} is no number") from None
 
 
 def _number(value: Any) -> float:
@@ -56,10 +68,20 @@ def read(path: str | os.PathLike) -> History:
     folder = Path(path)
     try:
         configuration = read_json(folder / "config.json")
-        lines = read_bytes(folder / "metrics.jsonl").split(b"\n")
+        rows = _objects(folder / "metrics.jsonl")
+        evaluations = _objects(folder / "evaluations.jsonl") if (folder / "evaluations.jsonl").exists() else []
+    except RunError:
+        raise
     except (OSError, ValueError) as error:
         raise RunError(f"{folder} holds no run that can be read: {error}") from None
-    rows = []
+    if not isinstance(configuration, dict):
+        raise RunError(f"{folder}/config.json is not a JSON object")
+    return History(folder, configuration, rows, _evaluation(folder), evaluations)
+
+
+def _objects(file: Path) -> list[dict[str, Any]]:
+    """The objects of a file that holds one a line. Raises OSError, RunError."""
+    lines, found = read_bytes(file).split(b"\n"), []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -70,11 +92,9 @@ def read(path: str | os.PathLike) -> History:
         except ValueError:
             if number == len(lines):
                 break
-            raise RunError(f"{folder}/metrics.jsonl, line {number}, is not a JSON object") from None
-        rows.append(row)
-    if not isinstance(configuration, dict):
-        raise RunError(f"{folder}/config.json is not a JSON object")
-    return History(folder, configuration, rows, _evaluation(folder))
+            raise RunError(f"{file}, line {number}, is not a JSON object") from None
+        found.append(row)
+    return found
 
 
 def _evaluation(folder: Path) -> dict[str, Any] | None:

@@ -35,7 +35,7 @@ from surefoot.rules import Rule
 from surefoot.sources import caution, make_source
 from surefoot.sources.environments import environment_name
 from surefoot.sources.functional import FunctionalEnvironment, FunctionalSource
-from surefoot.standing import Standing, further
+from surefoot.standing import Standing, evaluation_due, further, next_pause
 from surefoot.training import conclude, warn
 from surefoot.turns import Outcome, Plan
 
@@ -120,8 +120,8 @@ def _room() -> int | None:
 
 
 def _most_open() -> int:
-    """How many runs this process may hold the files of at once: two each."""
-    return max((_files() - _FILES_OF_OTHERS) // 2, 1)
+    """How many runs this process may hold the files of at once: three each."""
+    return max((_files() - _FILES_OF_OTHERS) // 3, 1)
 
 
 _FILES_OF_OTHERS = 128
@@ -183,6 +183,16 @@ class _Lane:
         """Environment steps that are still to be taken."""
         return 0 if self.error else max(self.plan.run.steps - self.ledger.standing.steps, 0)
 
+    @property
+    def due(self) -> bool:
+        """Whether its policy is to be evaluated before it learns on."""
+        return self.error is None and evaluation_due(self.ledger.standing, self.plan.run.evaluate_every)
+
+    def until_pause(self) -> int:
+        """Environment steps until it ends or is to be evaluated."""
+        standing, run = self.ledger.standing, self.plan.run
+        return next_pause(standing, run.steps, run.evaluate_every) - standing.steps if self.left else 0
+
 
 def _group(
     environment: str | Callable[[], Any],
@@ -203,7 +213,7 @@ def _group(
                 group.append(_opened(index, name, source, plans[index], view, told, stack))
             except SurefootError as error:
                 outcomes[index] = Outcome(None, str(error))
-        stopped = _learn(source, plans, group, stop) if group else False
+        stopped = _learn(environment, source, plans, group, stop) if group else False
         for lane in group:
             try:
                 outcomes[lane.index] = _concluded(lane, environment, told, stopped=stopped)
@@ -252,7 +262,11 @@ def _opened(
 
 
 def _learn(
-    source: FunctionalSource, plans: Sequence[Plan], group: Sequence[_Lane], stop: Callable[[], bool] | None
+    environment: str | Callable[[], Any],
+    source: FunctionalSource,
+    plans: Sequence[Plan],
+    group: Sequence[_Lane],
+    stop: Callable[[], bool] | None,
 ) -> bool:
     """Learn until the last step of every lane in `group`, or until `stop` says so: whether it did.
 
@@ -274,7 +288,7 @@ def _learn(
             begun = time.perf_counter()
             wanted, size = np.zeros(len(plans), np.int32), source.envs * source.horizon
             for lane in group:
-                wanted[lane.index] = how_many(lane.left, size, pace) if lane.left else 0
+                wanted[lane.index] = how_many(lane.until_pause(), size, pace) if lane.left else 0
             made = fetched(source.name, program, numbers, learner, state, wanted.max(), wanted)
             learner, state = made.learner, made.state
             spent = time.perf_counter() - begun
@@ -282,6 +296,7 @@ def _learn(
             for lane in group:
                 if wanted[lane.index]:
                     _enter(source, lane, made, begun - started, spent)
+            started += _evaluate([lane for lane in group if wanted[lane.index] and lane.due], fresh, made, environment)
             stopped = stop is not None and stop()
             if time.monotonic() - saved >= group[0].plan.run.checkpoint_seconds:
                 _save(group, fresh, learner, state)
@@ -308,6 +323,19 @@ def _enter(source: FunctionalSource, lane: _Lane, made: Chunk, begun: float, spe
         source.check(jax.tree.map(lambda leaf: leaf[lane.index], made.fault), int(made.state.steps[lane.index]))
     except SurefootError as error:
         lane.error = error
+
+
+def _evaluate(lanes: Sequence[_Lane], fresh: Sequence[Any], made: Chunk, environment: str | Callable[[], Any]) -> float:
+    """Evaluate what these lanes have learned; the seconds that it took."""
+    begun = time.perf_counter()
+    if lanes:
+        _place(lanes, fresh, made.learner, made.state)
+    for lane in lanes:
+        try:
+            lane.ledger.evaluate_if_due(environment)
+        except SurefootError as error:
+            lane.error = error
+    return time.perf_counter() - begun
 
 
 def _save(group: Sequence[_Lane], fresh: Sequence[Any], learner: Any, state: Any) -> None:

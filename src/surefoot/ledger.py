@@ -1,4 +1,4 @@
-"""What a run writes while it learns: its rows, its checkpoints, its policy."""
+"""What a run writes while it learns: its rows, its evaluations, its checkpoints, its policy."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from surefoot import agent as artefact
 from surefoot import config, kept
 from surefoot.errors import RunError, SurefootError
+from surefoot.evaluation import play, summary
 from surefoot.files import make_folder, remove
 from surefoot.iteration import Iteration, settled, unjudged
-from surefoot.record import Recorder
+from surefoot.record import Recorder, write_configuration
 from surefoot.report.curve import learning_curve
 from surefoot.report.page import write_report
 from surefoot.resuming import Begun
 from surefoot.rules import Rule
 from surefoot.settings import as_json
 from surefoot.sources.base import Source
-from surefoot.standing import Standing, save
+from surefoot.standing import Standing, evaluation_due, save
 from surefoot.tensorboard import Scalars
 
 _LAST = "no batch followed"
@@ -56,8 +59,11 @@ class Ledger:
         if begun.standing.steps < run.steps:
             remove(begun.folder / "evaluation.json")  # of a policy that is not the run's last any more
         recorded = max(begun.standing.updates - 1, 0)
-        described = configuration(begun.name, rule, run) | {"id": begun.identity}
-        self._recorder = Recorder(begun.folder, described, kept=recorded)
+        write_configuration(begun.folder, configuration(begun.name, rule, run) | {"id": begun.identity})
+        self._recorder = Recorder(begun.folder / "metrics.jsonl", recorded)
+        self._evaluations: Recorder | None = None
+        if run.evaluate_every is not None:
+            self._evaluations = Recorder(begun.folder / "evaluations.jsonl", begun.standing.evaluations)
         self._scalars = Scalars(begun.folder, told, since=begun.standing.steps or None) if tensorboard else None
 
     @property
@@ -75,10 +81,47 @@ class Ledger:
             self._write(done.judgement)
             self._held_back = done
 
+    def evaluate_if_due(self, environment: str | Callable[[], Any]) -> float:
+        """Evaluate the policy as it stands where its time has come, and write a line of it.
+
+        The episodes begin as those of the final evaluation do, so that two lines differ by the policy alone.
+
+        Returns: the seconds that it took, which are none of training's.
+
+        Raises EnvironmentFault, RunError.
+        """
+        if self._evaluations is None or not evaluation_due(self.standing, self._run.evaluate_every):
+            return 0.0
+        jax.block_until_ready(self.standing.learner)  # the critic's fit is training's, and may be under way
+        begun = time.perf_counter()
+        run = self._run
+        played = play(
+            self._agent(),
+            environment,
+            episodes=run.evaluation_episodes,
+            seed=run.seed,
+            step_seconds=run.collection.step_seconds,
+        )
+        told = summary(played)
+        spent = time.perf_counter() - begun
+        self._evaluations.append(
+            {
+                "update": self.standing.updates,
+                "steps": self.standing.steps,
+                **told["return"],
+                "cut": told["cut"],
+                "returns": [episode.total for episode in played],
+                "seconds": spent,
+            }
+        )
+        self.standing = self.standing._replace(evaluations=self.standing.evaluations + 1)
+        return spent
+
     def checkpoint(self, *, now: bool) -> None:
         """Write a checkpoint if it is asked for or it is time. Raises RunError."""
         if now or time.monotonic() - self._saved >= self._run.checkpoint_seconds:
-            self._recorder.sync()
+            for recorder in self._recorders():
+                recorder.sync()
             self._sound = save(self.begun.folder, self.begun.identity, self._source, self.standing, self._sound)
             self._saved = time.monotonic()
 
@@ -88,15 +131,14 @@ class Ledger:
 
     def close(self) -> None:
         """Let go of the files."""
-        self._recorder.close()
+        for recorder in self._recorders():
+            recorder.close()
         if self._scalars:
             self._scalars.close()
 
     def save_policy(self) -> artefact.Agent:
         """Write the policy, as it stands. Raises RunError."""
-        agent = artefact.Agent(
-            self.standing.learner.policy, self._source.observation_space, self._source.action_space, self.begun.name
-        )
+        agent = self._agent()
         make_folder(self.begun.folder / "policy")
         artefact.save(agent, self.begun.folder / "policy", self._run.network)
         return agent
@@ -114,6 +156,14 @@ class Ledger:
                 self.save_policy()
         if isinstance(error, SurefootError) and not isinstance(error, RunError):
             draw_run(folder, _quiet)
+
+    def _agent(self) -> artefact.Agent:
+        return artefact.Agent(
+            self.standing.learner.policy, self._source.observation_space, self._source.action_space, self.begun.name
+        )
+
+    def _recorders(self) -> list[Recorder]:
+        return [self._recorder, *([self._evaluations] if self._evaluations else [])]
 
     def _write(self, judgement: dict[str, Any]) -> None:
         done, self._held_back = self._held_back, None

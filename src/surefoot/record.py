@@ -71,52 +71,54 @@ def differing_versions(told: Any) -> list[str]:
     ]
 
 
-class Recorder:
-    """Appends one JSON object an update to metrics.jsonl, each line given to the system before the next update."""
+def write_configuration(folder: Path, configuration: dict[str, Any]) -> None:
+    """Write config.json, the settings with the versions in use. What a killed process left unfinished is swept away."""
+    sweep(folder, *(folder / name for name in ("checkpoints", "policy", "batches")))
+    content = dumps({**configuration, "versions": versions()}, indent=1)
+    write_atomically(folder / "config.json", content.encode())
 
-    def __init__(self, folder: Path, configuration: dict[str, Any], kept: int = 0):
-        """Write config.json (the settings, with the versions in use) and open metrics.jsonl after its first `kept`
-        lines; whatever stands behind them is dropped, and what a killed process left unfinished is swept away."""
-        self.folder = folder
-        self._file = folder / "metrics.jsonl"
-        lines = whole_lines(self._file)[:kept] if kept else []
-        if short := rows_missing(self._file, len(lines), kept):
+
+class Recorder:
+    """Appends JSON objects to a file, a line each, given to the system before the run goes on."""
+
+    def __init__(self, file: Path, kept: int = 0):
+        """Open the file after its first `kept` lines; whatever stands behind them is dropped. Raises RunError."""
+        self._file = file
+        lines = whole_lines(file)[:kept] if kept else []
+        if short := rows_missing(file, len(lines), kept):
             raise short
-        sweep(folder, *(folder / name for name in ("checkpoints", "policy", "batches")))
-        content = dumps({**configuration, "versions": versions()}, indent=1)
-        write_atomically(folder / "config.json", content.encode())
-        write_atomically(self._file, b"".join(lines))
+        write_atomically(file, b"".join(lines))
         try:
-            self._metrics = os.open(self._file, WRITING | os.O_APPEND)
+            self._descriptor = os.open(file, WRITING | os.O_APPEND)
         except OSError as error:
-            raise cannot_write(self._file, error) from error
+            raise cannot_write(file, error) from error
 
     def append(self, row: dict[str, Any]) -> None:
-        """Write one update's row, whole or not at all. Raises RunError where the disk refuses it."""
-        before = os.fstat(self._metrics)
+        """Write one row, whole or not at all. Raises RunError where the disk refuses it."""
+        before = os.fstat(self._descriptor)
         try:
             if not before.st_nlink:  # the system would take lines for a removed file without a word
                 raise FileNotFoundError(errno.ENOENT, "the file was removed while the run went on")
-            write_whole(self._metrics, (dumps(row) + "\n").encode())
+            write_whole(self._descriptor, (dumps(row) + "\n").encode())
         except OSError as error:
             with contextlib.suppress(OSError):
-                os.ftruncate(self._metrics, before.st_size)
+                os.ftruncate(self._descriptor, before.st_size)
             raise cannot_write(self._file, error) from error
 
     def sync(self) -> None:
         """Make the rows so far outlast a power cut, so that no checkpoint knows of rows that are lost."""
         try:
-            os.fsync(self._metrics)
+            os.fsync(self._descriptor)
         except OSError as error:
             raise cannot_write(self._file, error) from error
 
     def close(self) -> None:
-        """Close metrics.jsonl."""
-        os.close(self._metrics)
+        """Close the file."""
+        os.close(self._descriptor)
 
 
 def rows_missing(file: Path, there: int, recorded: int) -> RunError | None:
-    """What to raise where a metrics.jsonl has fewer whole lines than were recorded; None where it has them."""
+    """What to raise where a file of rows has fewer whole lines than were recorded; None where it has them."""
     if there >= recorded:
         return None
     return RunError(f"{file} has {there} whole lines, but {recorded} were recorded; put it back as it was")

@@ -30,11 +30,11 @@ class Begun(NamedTuple):
 def newest(begun: Begun, source: Source, told: Callable[[str], None]) -> Begun:
     """The run as its newest sound checkpoint has it whose rows are all there; as it was begun where it has none.
 
-    Raises RunError where metrics.jsonl has lost the rows of every sound checkpoint.
+    Raises RunError where metrics.jsonl or evaluations.jsonl has lost the rows of every sound checkpoint.
     """
     lines: list[str] = []
-    metrics = begun.folder / "metrics.jsonl"
-    rows = len(whole_lines(metrics)) if metrics.exists() else 0
+    metrics, evaluations = begun.folder / "metrics.jsonl", begun.folder / "evaluations.jsonl"
+    rows, evaluated = (len(whole_lines(file)) if file.exists() else 0 for file in (metrics, evaluations))
     short: RunError | None = None
     for one in checkpoint.found(begun.folder, begun.identity, lines.append):
         try:
@@ -42,7 +42,8 @@ def newest(begun: Begun, source: Source, told: Callable[[str], None]) -> Begun:
         except RunError as error:
             lines.append(str(error))
             continue
-        if missing := rows_missing(metrics, rows, standing.updates - 1):
+        missing = rows_missing(metrics, rows, standing.updates - 1)
+        if missing := missing or rows_missing(evaluations, evaluated, standing.evaluations):
             short = short or missing
             lines.append(f"{one.file}: {missing}")
             continue
@@ -72,7 +73,7 @@ def _put_aside(folder: Path) -> Path:
     return aside
 
 
-_RESULTS = ("metrics.jsonl", "evaluation.json", "policy")
+_RESULTS = ("metrics.jsonl", "evaluations.jsonl", "evaluation.json", "policy")
 
 
 def begun_with(folder: Path, steps: int | None = None) -> tuple[Recipe, Rule, config.Run]:

@@ -26,6 +26,7 @@ class Standing(NamedTuple):
         steps: environment steps taken.
         updates: iterations made.
         seconds: of training so far.
+        evaluations: of it while it learned, made so far.
     """
 
     learner: Learner
@@ -34,6 +35,7 @@ class Standing(NamedTuple):
     steps: int = 0
     updates: int = 0
     seconds: float = 0.0
+    evaluations: int = 0
 
 
 def further(
@@ -45,14 +47,26 @@ def further(
     state are those after the last of them.
     """
     numbered: list[Iteration] = []
-    standing = standing._replace(learner=learner, state=state)
     for index, done in enumerate(made, start=1):
         updates, steps = standing.updates + 1, standing.steps + done.row["experience"]
         seconds = begun + spent * index / len(made)
         done = done._replace(row={"update": updates, "steps": steps, "seconds": seconds, **done.row})
-        standing = Standing(learner, state, done, steps, updates, seconds)
+        standing = standing._replace(carried=done, steps=steps, updates=updates, seconds=seconds)
         numbered.append(done)
-    return standing, numbered
+    return standing._replace(learner=learner, state=state), numbered
+
+
+def next_pause(standing: Standing, steps: int, every: int | None) -> int:
+    """The steps at which something other than learning is due: the run's last one or the next evaluation, one
+    `every` so many steps."""
+    return steps if every is None else min(steps, (standing.steps // every + 1) * every)
+
+
+def evaluation_due(standing: Standing, every: int | None) -> bool:
+    """Whether the last iteration was the first to reach a multiple of `every` steps."""
+    if every is None or standing.carried is None:
+        return False
+    return standing.steps // every > (standing.steps - standing.carried.row["experience"]) // every
 
 
 def save(run: Path, identity: str, source: Source, standing: Standing, sound: Sequence[int] = ()) -> list[int]:
@@ -69,6 +83,7 @@ def save(run: Path, identity: str, source: Source, standing: Standing, sound: Se
             "steps": standing.steps,
             "updates": standing.updates,
             "seconds": standing.seconds,
+            "evaluations": standing.evaluations,
             "row": None if carried is None else settled(carried.row),
             "returns": None if carried is None else np.asarray(carried.returns, np.float64).tolist(),
         },
@@ -97,6 +112,7 @@ def load(found: checkpoint.Checkpoint, source: Source, fresh: Standing) -> Stand
             steps=int(facts["steps"]),
             updates=int(facts["updates"]),
             seconds=float(facts["seconds"]),
+            evaluations=int(facts.get("evaluations", 0)),  # checkpoints of before there were any have none
         )
     except RunError as error:
         raise RunError(f"{found.file}: {error}") from None

@@ -39,7 +39,7 @@ from surefoot.sources import caution, make_source, refuse_foreign_code
 from surefoot.sources.base import Source
 from surefoot.sources.environments import environment_name
 from surefoot.sources.functional import FunctionalSource
-from surefoot.standing import Standing, further
+from surefoot.standing import Standing, further, next_pause
 from surefoot.tensorboard import writer_class
 
 
@@ -196,7 +196,7 @@ def _train(
     if line := caution(source):
         told(line)
     with _way_on(folder):
-        standing, stopped, trained = _learn(begun, rule, run, source, progress, tensorboard, stop, told)
+        standing, stopped, trained = _learn(begun, environment, rule, run, source, progress, tensorboard, stop, told)
         draw(learning_curve, folder, told)
         if stopped:
             raise Stopped(f"stopped after update {standing.updates}; go on with: surefoot resume {folder}")
@@ -230,6 +230,7 @@ def conclude(
 
 def _learn(
     begun: Begun,
+    environment: str | Callable[[], Any],
     rule: Rule,
     run: config.Run,
     source: Source,
@@ -252,6 +253,7 @@ def _learn(
             try:
                 while not ledger.finished and not stopped:
                     ledger.enter(*onward(ledger.standing, started))
+                    started += ledger.evaluate_if_due(environment)
                     stopped = stop is not None and stop()
                     ledger.checkpoint(now=stopped or ledger.finished)
             except BaseException:
@@ -315,7 +317,8 @@ def _compiled(source: FunctionalSource, rule: Rule, run: config.Run) -> Onward:
             source.check(last.fault, int(last.state.steps))
         size = source.envs * source.horizon
         free = surely_not_due(run, standing.steps, size)
-        count = min(how_many(run.steps - standing.steps, size, pace), max(free, 1))
+        left = next_pause(standing, run.steps, run.evaluate_every) - standing.steps
+        count = min(how_many(left, size, pace), max(free, 1))
         before = None if free else copied((learner, state))  # where the iteration begins that may be kept
         made = fetched(source.name, chunk, numbers, learner, state, count, count)
         each = iterations(made, rule, run)

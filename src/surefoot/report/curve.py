@@ -55,6 +55,9 @@ def _returns(axes, history: History, steps: np.ndarray) -> None:
     axes.plot(steps[known], mean[known], color="tab:blue", linewidth=1.2, label="mean of the episodes that ended")
     band = (mean - std)[known], (mean + std)[known]
     axes.fill_between(steps[known], *band, color="tab:blue", alpha=0.2, linewidth=0, label="± 1 standard deviation")
+    if history.evaluations:
+        evaluated, score = (history.evaluated(key) for key in ("steps", "mean"))
+        axes.plot(evaluated, score, "o-", color="tab:orange", linewidth=1, markersize=3, label="evaluations, mean")
     axes.set_ylabel("return")
     axes.legend(loc="best", frameon=False, fontsize=8)
 

@@ -7,6 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -78,22 +79,35 @@ def _returns(runs: Sequence[Run]) -> Figure:
         colour, dash = (run.colour, run.dash) if run.mark else ("blue", "")
         return Line(run, "return", mean, colour, dash, lower=mean - spread, upper=mean + spread, joined=True)
 
+    def evaluations(run: Run) -> Line:
+        mean, spread = (run.evaluated_at_updates(key) for key in ("mean", "std"))
+        own = (run.colour, run.dash) if run.mark else ("orange", "7 4")
+        return Line(run, "evaluation", mean, *own, lower=mean - spread, upper=mean + spread, joined=True)
+
     def say(run: Run) -> str:
         mean = run.column("return_mean")
         if not np.isfinite(mean).any():
             return "No episode ended."
         best = int(np.nanargmax(np.where(np.isfinite(mean), mean, -np.inf)))
-        return (
+        told = (
             f"The mean return of the episodes that ended went from {number(first(mean))} to {number(last(mean))}; the "
             f"best was {number(mean[best])} at update {number(run.number[best], 7)}."
         )
+        evaluated = run.evaluated_at_updates("mean")
+        known = evaluated[np.isfinite(evaluated)]
+        if not known.size:
+            return told
+        went = f"from {number(known[0])} to {number(known[-1])}, the best {number(known.max())}"
+        return f"{told} {count(known.size, 'deterministic evaluation')} went {went}."
 
     level = [(run.evaluated.get("mean"), "final evaluation") for run in runs if len(runs) == 1 and run.evaluated]
     title = "Return per episode: mean, ± 1 standard deviation"
-    panel = Panel(
-        title, [line(run) for run in runs], _endless(runs, "return_mean"), _numbers(level), wide=False, height=240
-    )
-    return Figure("learning", "Learning curve", _sentences(runs, say), [panel])
+    drafts = [line, evaluations] if any(run.history.evaluations for run in runs) else [line]
+    panels = [
+        replace(panel, wide=False, height=240)
+        for panel in _panels(title, drafts, runs, lanes=_endless(runs, "return_mean"), levels=_numbers(level))
+    ]
+    return Figure("learning", "Learning curve", _sentences(runs, say), panels)
 
 
 def _numbers(levels: Sequence[tuple[object, str]]) -> list[tuple[float, str]]:

@@ -66,6 +66,14 @@ class Run:
         """
         return column(self.history, key)
 
+    def evaluated_at_updates(self, key: str) -> np.ndarray:
+        """A number of the evaluations made while the run learned, float64 [updates]; NaN where none was made.
+
+        Raises RunError where one holds something else than numbers.
+        """
+        found = dict(zip(self.history.evaluated("update").tolist(), self.history.evaluated(key).tolist(), strict=True))
+        return np.array([found.get(update, math.nan) for update in self.number.tolist()], np.float64)
+
     def words(self, key: str) -> list[str]:
         """The texts that a metric held, in the order of the updates, nulls left out."""
         return [str(row[key]) for row in self.history.rows if row.get(key) is not None]
