@@ -5,6 +5,7 @@ They are machine code that is run as it is read: whoever can write in their fold
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -33,6 +34,19 @@ def keep_compiled_programs() -> None:
         # JAX by default keeps only what took a second to compile; ten programs of half a second count too.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def see_every_core() -> None:
+    """Let JAX see each of the CPU's cores as a device, over which lanes are spread: for the command's own process.
+
+    Leaves JAX as it is once it has looked for its devices, and where the user has said how many there are.
+    """
+    said = jax.config.values["jax_num_cpu_devices"] >= 0
+    if said or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", cores)
 
 
 def of_whole_iterations() -> dict[str, Any] | None:

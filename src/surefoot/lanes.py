@@ -1,7 +1,8 @@
 """Many runs in one program: seeds, and settings that are numbers, side by side as the lanes of a vmap.
 
-A lane's arithmetic is that of the same run alone; sums over a batch may be taken in another order, so their last bits
-may differ. A lane in which an environment fails is stopped and told of, and the others go on.
+Where JAX sees several devices, each has its share of the lanes and waits for no other. A lane's arithmetic is that of
+the same run alone; sums over a batch may be taken in another order, so their last bits may differ. A lane in which an
+environment fails is stopped and told of, and the others go on.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from surefoot import config
 from surefoot.arrays import bits, from_bits
@@ -137,9 +139,18 @@ def _files() -> int:
 
 
 class _Program(NamedTuple):
-    """A compiled chunk of so many lanes, and how many bytes it takes while it runs."""
+    """A compiled chunk of several lanes.
+
+    Attributes:
+        run: the chunk.
+        lanes: how many it has: as many on each device, so that some may be nobody's.
+        spread: how they lie on the devices.
+        size: how many bytes it takes of one memory while it runs.
+    """
 
     run: Callable[..., Chunk]
+    lanes: int
+    spread: NamedSharding
     size: int
 
 
@@ -147,22 +158,34 @@ def _program(source: FunctionalSource, plans: Sequence[Plan]) -> _Program:
     fresh = _begin(source, plans[0])
     one = numbers_of(plans[0].rule, plans[0].run, np.float32), *fresh
     leaves, structure = jax.tree.flatten(one)
-    shapes = tuple(jax.ShapeDtypeStruct((len(plans), *leaf.shape), leaf.dtype) for leaf in leaves)
-    return _compiled(source.environment, source.envs, source.horizon, structure, shapes)
+    devices = tuple(jax.local_devices()[: len(plans)])
+    lanes = -(-len(plans) // len(devices)) * len(devices)
+    shapes = tuple(jax.ShapeDtypeStruct((lanes, *leaf.shape), leaf.dtype) for leaf in leaves)
+    return _compiled(source.environment, source.envs, source.horizon, structure, shapes, devices)
 
 
 @lru_cache(maxsize=8)
-def _compiled(environment: FunctionalEnvironment, envs: int, horizon: int, structure: Any, shapes: Any) -> _Program:
+def _compiled(
+    environment: FunctionalEnvironment, envs: int, horizon: int, structure: Any, shapes: Any, devices: tuple[Any, ...]
+) -> _Program:
     source = FunctionalSource(environment, name="", envs=envs, horizon=horizon)
     every = jax.vmap(make_chunk(source), in_axes=(0, 0, 0, None, 0))
-    numbers, learner, state = jax.tree.unflatten(structure, shapes)
-    limit, wanted = jax.ShapeDtypeStruct((), np.int32), jax.ShapeDtypeStruct(shapes[0].shape[:1], np.int32)
+    mesh = Mesh(np.asarray(devices), ("lanes",))
+    lane, shared = PartitionSpec("lanes"), PartitionSpec()
+    # Not left to the partitioner: no lane needs another's numbers, so each device has loops of its own.
+    every = jax.shard_map(every, mesh=mesh, in_specs=(lane, lane, lane, shared, lane), out_specs=lane, check_vma=False)
+    spread, whole = NamedSharding(mesh, lane), NamedSharding(mesh, shared)
+    placed = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=spread) for leaf in shapes]
+    numbers, learner, state = jax.tree.unflatten(structure, placed)
+    limit = jax.ShapeDtypeStruct((), np.int32, sharding=whole)
+    wanted = jax.ShapeDtypeStruct(shapes[0].shape[:1], np.int32, sharding=spread)
     # One set of lanes is written in place of the other, so nothing is there twice.
     jitted = jax.jit(every, donate_argnums=(1, 2), compiler_options=of_whole_iterations())
     program = jitted.lower(numbers, learner, state, limit, wanted).compile()
     told = program.memory_analysis()
     size = 0 if told is None else told.temp_size_in_bytes + told.argument_size_in_bytes + told.output_size_in_bytes
-    return _Program(program, size)
+    together = len(devices) if devices[0].platform == "cpu" else 1  # what is told is one device's
+    return _Program(program, shapes[0].shape[0], spread, size * together)
 
 
 def _begin(source: FunctionalSource, plan: Plan) -> tuple[Any, Any]:
@@ -270,15 +293,16 @@ def _learn(
 ) -> bool:
     """Learn until the last step of every lane in `group`, or until `stop` says so: whether it did.
 
-    The program has a lane for every plan; those of none in the group stand still. Each ledger then holds what its run
-    has learned.
+    The program has a lane for every plan; those of none in the group, and those that fill a device up, stand still.
+    Each ledger then holds what its run has learned.
     """
-    program = _program(source, plans).run
+    program = _program(source, plans)
+    plans = [*plans, *[plans[-1]] * (program.lanes - len(plans))]
     fresh = [_begin(source, plan) for plan in plans]
     for lane in group:
         fresh[lane.index] = lane.ledger.standing.learner, lane.ledger.standing.state
-    learner, state = _stacked(fresh)
     numbers = _stacked([numbers_of(plan.rule, plan.run, np.float32) for plan in plans])
+    numbers, (learner, state) = jax.device_put((numbers, _stacked(fresh)), program.spread)
     started = time.perf_counter() - max((lane.ledger.standing.seconds for lane in group), default=0.0)
     saved = time.monotonic()
     pace: float | None = None
@@ -289,7 +313,7 @@ def _learn(
             wanted, size = np.zeros(len(plans), np.int32), source.envs * source.horizon
             for lane in group:
                 wanted[lane.index] = how_many(lane.until_pause(), size, pace) if lane.left else 0
-            made = fetched(source.name, program, numbers, learner, state, wanted.max(), wanted)
+            made = fetched(source.name, program.run, numbers, learner, state, wanted.max(), wanted)
             learner, state = made.learner, made.state
             spent = time.perf_counter() - begun
             pace = wanted.max() / spent

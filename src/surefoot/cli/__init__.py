@@ -74,8 +74,10 @@ def main(argv: list[str] | None = None) -> int:
         arguments = build_parser().parse_args(argv)
     except SystemExit as done:
         return int(done.code or 0)
-    # As a command it has nothing left to do after this but to end; called from Python, the handlers are the caller's.
-    with ended_by_signals(for_good=argv is None):
+    # As a command it has nothing left to do after this but to end; called from Python, the handlers are the caller's,
+    # and so are JAX's settings.
+    arguments.own_process = argv is None
+    with ended_by_signals(for_good=arguments.own_process):
         return _told(arguments)
 
 

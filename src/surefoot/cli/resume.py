@@ -58,6 +58,7 @@ def _study(arguments: argparse.Namespace) -> dict[str, Any]:
     studies.refuse_for_studies(arguments, "steps", "tensorboard")
     from surefoot.studies import resume_study
 
+    studies.spread(arguments)
     with asked_to_stop() as stop:
         done = resume_study(arguments.run, allow_env=arguments.allow_env, lanes=arguments.lanes, stop=stop, told=note)
     return studies.tell(done.path, quiet=arguments.json)

@@ -52,6 +52,14 @@ def add_lanes(parser: Any, default: str) -> None:
     )
 
 
+def spread(arguments: argparse.Namespace) -> None:
+    """Have a study's lanes on all cores, where the process is the command's own."""
+    from surefoot.compilation import see_every_core
+
+    if arguments.own_process:
+        see_every_core()
+
+
 def swept(texts: list[str]) -> dict[str, list[Any]]:
     """What `--sweep` was given, values by name. Raises SettingError for what is no NAME=X,X."""
     found: dict[str, list[Any]] = {}

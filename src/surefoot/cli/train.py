@@ -83,6 +83,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
         rule = RULES[arguments.rule](**dataclasses.asdict(plain_rule))
         ways = {"seeds": arguments.seeds, "sweep": swept, "lanes": arguments.lanes}
+        studies.spread(arguments)
         with asked_to_stop() as stop:
             path = study(environment, rule, stop=stop, **ways, **shared, **settings).path
         return studies.tell(path, quiet=arguments.json)
