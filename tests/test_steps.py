@@ -8,7 +8,7 @@ import lineax as lx
 import numpy as np
 import pytest
 
-from surefoot.steps import backtrack, conjugate_gradients, step_to_ball, step_to_radius
+from surefoot.steps import backtrack, conjugate_gradients, rescaling, step_to_ball, step_to_radius
 
 BANDIT_POLICY = np.array([0.5, 0.3, 0.2])
 BANDIT_FISHER = np.diag(BANDIT_POLICY) - np.outer(BANDIT_POLICY, BANDIT_POLICY)
@@ -380,6 +380,24 @@ def test_backtrack_hands_scale_and_a_whole_tree_to_the_test():
     assert float(found.scale) == 0.25
     assert float(found.evaluation["gain"]) == pytest.approx(0.05, abs=1e-6)
     assert float(found.evaluation["kl"]) == pytest.approx(0.0625, abs=1e-6)
+
+
+def test_backtrack_shortens_by_what_the_refused_candidate_says():
+    # KL 4 scale^2 and a radius of 1: half the step is just on it.
+    found = search(lambda s: 4 * s**2, lambda s, kl: kl <= 1, lambda kl: 0.995 * jnp.sqrt(1 / kl), 10)
+    assert int(found.backtracks) == 1
+    assert float(found.scale) == pytest.approx(0.4975, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("divergence", "factor"),
+    [(1.02, 0.995 / 1.02**0.5), (1.0 + 1e-6, 0.995), (1.2, 0.995 / 1.2**0.5), (4.0, 0.8), (1e30, 0.8)]
+    + [(value, 0.8) for value in (1.0, 0.3, 0.0, np.inf, np.nan)],
+)
+@pytest.mark.parametrize("radius", [1.0, 1e-12])
+def test_the_next_candidate_is_just_inside_the_radius_but_for_a_step_far_outside(divergence, factor, radius, x64):
+    found = rescaling(jnp.asarray(divergence * radius), jnp.asarray(radius), jnp.asarray(0.8))
+    assert float(found) == pytest.approx(factor, rel=1e-6)
 
 
 def test_backtrack_under_vmap_counts_each_lane_by_itself():

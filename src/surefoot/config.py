@@ -119,6 +119,9 @@ class TRPO(_NaturalSettings):
     divergence: Literal["kl", "reverse-kl"] = setting("kl", _DIVERGENCE)
     backtracks: int = setting(10, "The most times that a refused candidate is shortened.", at_least=0)
     shrink: float = setting(0.8, "Factor by which a refused candidate is shortened.", above=0, below=1)
+    rescale: bool = setting(
+        True, "Shorten a candidate outside the radius only to where its KL, growing quadratically, meets the radius."
+    )
     accept: float = setting(
         0.1, "Share of the linearly predicted gain that a candidate must really gain.", at_least=0, below=1
     )

@@ -113,6 +113,20 @@ def step_to_radius(quadratic: Float[Array, ""], radius: Float[Array, ""] | float
     return jnp.where(usable, jnp.sqrt(2 * radius / jnp.where(usable, quadratic, 1)), 0)
 
 
+_INSIDE = 0.995
+"""Of the length at which the quadratic model meets the radius: room for what the model leaves out."""
+
+
+def rescaling(divergence: Float[Array, ""], radius: Float[Array, ""], shrink: Float[Array, ""]) -> Float[Array, ""]:
+    """The factor that brings a step of this KL just inside the radius, the KL growing with the length's square.
+
+    Never below `shrink`, nor above .995; `shrink` where the KL is not the reason for which the step was refused.
+    """
+    outside = (divergence > radius) & jnp.isfinite(divergence)
+    root = jnp.sqrt(radius / jnp.where(outside, divergence, radius))
+    return jnp.where(outside, jnp.maximum(_INSIDE * root, shrink), shrink)
+
+
 def step_to_ball(gradient: Vector, radius: Float[Array, ""] | float) -> Float[Array, ""]:
     """alpha = sqrt(radius / |g|^2), so that |alpha g|^2 = radius; 0 for a zero or non-finite gradient."""
     squared = jnp.vdot(gradient, gradient)
@@ -137,20 +151,21 @@ class Search(NamedTuple):
 
 
 def backtrack(evaluate, acceptable, *, shrink, limit: int, dtype) -> Search:
-    """Try scales 1, shrink, shrink^2, … until one is acceptable, at most `limit` shortenings.
+    """Try scale 1, and as long as it is refused one that is shorter by `shrink`, at most `limit` shortenings.
 
     Arguments:
         evaluate: scale -> anything (a tree of arrays), such as gain and KL of the candidate.
         acceptable: (scale, evaluation) -> bool. A comparison with NaN is False, so a non-finite candidate
             is refused by any ordinary test.
-        shrink: factor between candidates, in (0, 1).
+        shrink: factor between candidates, in (0, 1); or a function that gives it for the evaluation that is refused.
     """
+    factor = shrink if callable(shrink) else lambda _: shrink
 
     def refused(search: Search):
         return ~search.accepted & (search.backtracks < limit)
 
     def next_candidate(search: Search) -> Search:
-        scale = jnp.where(search.backtracks < 0, 1, search.scale * shrink).astype(dtype)
+        scale = jnp.where(search.backtracks < 0, 1, search.scale * factor(search.evaluation)).astype(dtype)
         evaluation = evaluate(scale)
         return Search(scale, evaluation, search.backtracks + 1, acceptable(scale, evaluation))
 
