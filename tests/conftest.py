@@ -8,7 +8,12 @@ os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 # The tests compile hundreds of small programs once each: compiling is what they spend their time on, and
 # LLVM's optimiser is most of that. Timings are measured in benchmarks/, with the optimiser on.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+# Two devices, so that what is spread over them is: all else stays on the first.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_force_host_platform_device_count=2",
+)
 
 import jax
 import numpy as np

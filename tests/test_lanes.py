@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 
 import functional_probes
 import surefoot as sf
-from surefoot import config, history, lanes, studies
+from surefoot import config, history, lanes
 from surefoot.compiled import fetched, iterations, make_chunk, numbers_of
 from surefoot.errors import EnvironmentFault, SettingError
 from surefoot.geometry import fisher_operator, surrogate_gradient
@@ -21,6 +24,7 @@ from surefoot.rules import RULES
 from surefoot.rules.natural import measured
 from surefoot.sources import make_source
 from surefoot.stages import estimate_stage
+from surefoot.sweep import plain_settings
 from surefoot.training import train
 from surefoot.turns import Plan
 
@@ -87,7 +91,7 @@ def test_each_lane_is_the_run_alone_in_float64(name, x64):
             assert {key for key in one if not close(one[key], other[key])} == set(), update
 
 
-QUICK = ("trpo", "pg")
+QUICK = ("trpo",)
 EVERY = [pytest.param(name, marks=() if name in QUICK else pytest.mark.long) for name in RULES if name != "pi"]
 
 
@@ -214,9 +218,48 @@ def test_groups_are_of_nearly_one_size(lanes_at_most, expected, monkeypatch):
     assert [len(part) for part in lanes._groups(None, list(range(7)), lanes_at_most)] == expected
 
 
+@pytest.mark.long
+def test_lanes_lie_on_every_device_and_one_that_is_left_over_is_filled_up(tmp_path):
+    assert jax.local_device_count() == 2
+    plans = [Plan(tmp_path / str(index), *different("trpo", index)) for index in range(3)]
+    source = make_source(WALK, plans[0].run.collection)
+    program = lanes._program(source, plans)
+    assert program.lanes == 4
+    assert len(program.spread.device_set) == 2
+    assert program.size > lanes._program(source, plans[:1]).size
+    outcomes = train_together(WALK, plans, progress=False)
+    for plan, outcome in zip(plans, outcomes, strict=True):
+        alone = train(
+            WALK, plan.rule, out=tmp_path / f"{plan.folder.name}-alone", progress=False, **plain_settings(plan.run)
+        )
+        one, other = rows_of(outcome.run.path), rows_of(alone.path)
+        assert len(one) == len(other)
+        assert one[0]["steps"] == other[0]["steps"]
+        np.testing.assert_allclose(one[0]["kl"], other[0]["kl"], rtol=1e-2)
+
+
+def test_the_command_sees_every_core_as_a_device_unless_the_user_has_said():
+    code = (
+        "from surefoot.compilation import see_every_core; see_every_core(); import jax;"
+        "before = jax.local_device_count(); see_every_core(); print(before, jax.local_device_count())"
+    )
+    cores = len(os.sched_getaffinity(0))
+    for flags, devices in (("", cores), ("--xla_force_host_platform_device_count=3", 3)):
+        told = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"XLA_FLAGS": flags},
+        )
+        assert told.stdout.split() == [str(devices)] * 2
+
+
 def test_groups_fit_into_memory(monkeypatch):
     monkeypatch.setattr(lanes, "_room", lambda: 1000)
-    monkeypatch.setattr(lanes, "_program", lambda source, plans: lanes._Program(None, 300 * len(plans)))
+    monkeypatch.setattr(
+        lanes, "_program", lambda source, plans: lanes._Program(None, len(plans), None, 300 * len(plans))
+    )
     assert [len(part) for part in lanes._groups(None, list(range(8)), None)] == [2, 2, 2, 2]
 
 
@@ -262,7 +305,7 @@ def test_each_run_of_a_study_made_in_lanes_has_a_page_and_a_picture(six, tmp_pat
             shutil.copytree(made, plan.folder)
         return [outcome for outcome in outcomes if outcome.run][:1] * len(plans)
 
-    monkeypatch.setattr(studies, "train_together", together)
+    monkeypatch.setattr("surefoot.course.train_together", together)
     out = tmp_path / "study"
     sf.study(UNLUCKY, seeds=2, out=out, progress=False, steps=1500, **TINY)
     drawn = [out / "runs" / run / file for run in ("s0", "s1") for file in ("report.html", "learning_curve.png")]

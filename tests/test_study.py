@@ -507,7 +507,7 @@ BROKEN = {  # what study.json holds instead, the commands that read that part, a
     "a seed of words": (run_with(seed="x"), "report doctor resume", "seed must be a whole number"),
     "no environment": (change(environment=None), "resume", "environment must be a name"),
     "no such rule": (change(rule="x"), "resume", "rule must be one of"),
-    "a rule for tables": (change(rule="pi"), "resume", "is for finite MDPs"),
+    "a rule for tables": (change(rule="pi", rule_settings={}), "resume", "is for finite MDPs"),
     "seeds with a gap": (change(seeds=[1, 3]), "resume", "seeds must follow one another"),
     "no seeds": (change(seeds=[]), "resume", "seeds must be whole numbers"),
     "seeds of words": (change(seeds=["a"]), "resume", "seeds must be whole numbers"),
@@ -556,7 +556,7 @@ def test_lanes_are_for_a_study_alone(whole, capsys, monkeypatch):
     assert cli.main(["resume", str(whole.path), "--lanes", "0"]) == 2
     assert "lanes must be a whole number, at least 1" in capsys.readouterr().err
     given = []
-    monkeypatch.setattr(studies, "resume_study", lambda *_, lanes, **__: given.append(lanes) or whole.study)
+    monkeypatch.setattr("surefoot.studies.resume_study", lambda *_, lanes, **__: given.append(lanes) or whole.study)
     for line in ([], ["--lanes", "3"]):
         assert cli.main(["resume", str(whole.path), *line]) == 0
     assert given == [None, 3]

@@ -219,24 +219,27 @@ def _processes(makers: list[_Maker], spaces: Spaces | None, step_seconds: float 
     # A fork of this process would copy JAX's threads in the middle of whatever they do. What every
     # worker imports is imported once, by the server that they are forked from.
     multiprocessing.set_forkserver_preload(["__main__", "surefoot.sources.worker"])
-    before = set(multiprocessing.active_children())
+    # Made and begun apart, so that its processes are known also where it fails.
+    vector: Any = object.__new__(AsyncVectorEnv)
     # Gymnasium waits for the first word of every worker without end; beginning the processes takes time too.
     watch = Watch(None if step_seconds is None else step_seconds + _BEGINNING_SECONDS)
     watch.begin()
     try:
         with watch, warnings.catch_warnings(), _terminated_by_nobody():
             warnings.simplefilter("ignore")
-            return AsyncVectorEnv(
+            vector.__init__(
                 [functools.partial(make, spaces) for make in makers],
                 copy=False,
                 context="forkserver",
                 worker=work,
                 autoreset_mode=AutoresetMode.NEXT_STEP,
             )
+            return vector
     except BaseException as error:
-        begun = [child for child in multiprocessing.active_children() if child not in before]
+        begun = list(getattr(vector, "processes", ()))
         lost = _lost(begun, error) if isinstance(error, (EOFError, OSError)) else None
         _end(begun)
+        vector.closed = True  # what is left of it would end them once more
         if isinstance(error, Overdue):
             raise EnvironmentFault(f"an environment {overdue('being made', watch.seconds)}") from None
         if lost is None or isinstance(error, SurefootError):
