@@ -126,6 +126,7 @@ def trained(calls, failing=()):
     return train
 
 
+@pytest.mark.long
 def test_settings_that_rules_share_go_to_those_that_have_them(tmp_path, monkeypatch, undrawn):
     calls = []
     monkeypatch.setattr(turns, "train", trained(calls))
@@ -237,14 +238,23 @@ def test_report_and_doctor_read_a_comparison(whole, tmp_path, capsys):
 # Going on.
 
 
+@pytest.fixture(scope="module")
+def never_run(tmp_path_factory):
+    """The folder of a comparison of two rules whose runs are made up."""
+    out = tmp_path_factory.mktemp("begun") / "study"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(course, "study_picture", lambda folder: None)
+        monkeypatch.setattr(turns, "train", trained([]))
+        sf.compare("CartPole-v1", ["pg", sf.TRPO(radius=0.02)], seeds=2, out=out, **SMALL)
+    return out
+
+
 @pytest.fixture
-def begun(tmp_path, monkeypatch, undrawn):
+def begun(never_run, tmp_path, monkeypatch, undrawn):
     """A comparison of two rules that was never run, and the calls of `train` from then on."""
     calls = []
     monkeypatch.setattr(turns, "train", trained(calls))
-    out = tmp_path / "study"
-    sf.compare("CartPole-v1", ["pg", sf.TRPO(radius=0.02)], seeds=2, out=out, **SMALL)
-    calls.clear()
+    out = shutil.copytree(never_run, tmp_path / "study")
     return SimpleNamespace(path=out, calls=calls)
 
 

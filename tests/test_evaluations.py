@@ -105,6 +105,7 @@ def test_a_checkpoint_that_knows_of_lines_that_are_gone_is_passed_by(tmp_path):
     assert evaluations(run) == before
 
 
+@pytest.mark.long
 def test_lanes_are_evaluated_as_they_are_alone(tmp_path):
     settings = TINY | {"steps": STEPS, "evaluate_every": EVERY}
     plans = [Plan(tmp_path / f"s{seed}", sf.PG(), config.make_run(seed=seed, **settings)) for seed in range(2)]
