@@ -131,10 +131,12 @@ def test_runs_without_a_folder_get_one_each(tmp_path, monkeypatch, capsys):
     assert "report.html" in capsys.readouterr().out
 
 
-def test_a_reader_that_leaves_early_gets_no_traceback(run_folder):
-    command = f"{sys.executable} -m surefoot.cli doctor {run_folder} | true; echo ${{PIPESTATUS[0]}}"
+@pytest.mark.parametrize("option", ["", "--json"])
+def test_a_reader_that_leaves_early_gets_no_traceback(run_folder, option):
+    command = f"{sys.executable} -m surefoot.cli doctor {run_folder} {option} | true; echo ${{PIPESTATUS[0]}}"
     told = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert told.stderr == ""
+    assert int(told.stdout) in (0, 1, 141)
 
 
 def test_every_setting_is_in_the_help(capsys):

@@ -170,6 +170,7 @@ def test_plans_go_together_where_they_differ_in_numbers_that_a_program_takes():
         ("--seeds 2 --seed 4294967295", "go beyond 4294967295, the largest seed"),
         ("--seeds 5000", f"make 5000 runs, but a study has at most {MOST_RUNS}"),
         ("--seeds two", "a whole number is wanted"),
+        ("--lanes 2", "--lanes is for a study, and this is a single run"),
         ("--lanes 0 --seeds 2", "lanes must be a whole number, at least 1"),
         ("--sweep radius", "as in radius=0.003,0.01, but 'radius' came"),
         ("--sweep radius=", "as in radius=0.003,0.01"),

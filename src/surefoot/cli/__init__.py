@@ -87,6 +87,8 @@ def _told(arguments: argparse.Namespace) -> int:
         _silence_dependencies()
         with _only_json() if arguments.json else nullcontext():
             result = arguments.command(arguments)
+        if arguments.json:
+            print(dumps(result), flush=True)
     except SurefootError as error:
         print(f"surefoot: {printable(error)}", file=sys.stderr)
         return 2
@@ -104,6 +106,4 @@ def _told(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("surefoot: stopped; what was recorded until then is in the run's folder", file=sys.stderr)
         return 130
-    if arguments.json:
-        print(dumps(result))
     return arguments.exit_code(result)

@@ -70,6 +70,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     many = len(wanted.points) * wanted.seeds > 1
     if many:
         studies.refuse_for_studies(arguments, "tensorboard")
+    elif arguments.lanes is not None:
+        raise SettingError("--lanes is for a study, and this is a single run; leave it out, or ask for more --seeds")
 
     from surefoot.record import differing_versions
     from surefoot.rules import RULES
