@@ -54,6 +54,10 @@ def undrawn(monkeypatch):
         (config.TRPO(radius=0.02), "trpo_radius0.02"),
         (config.KLPenalty(stop=None, adapt="sqrt"), "kl-penalty_adaptsqrt_stopnone"),
         (config.PPO(step_size=1e-05, standardise=False), "ppo_step_size1e-05_standardiseFalse"),
+        # Without damping all rows are taken unless another share is said.
+        (config.TRPO(damping=0.0), "trpo_damping0"),
+        (config.TRPO(damping=0.0, subsample=1.0), "trpo_damping0"),
+        (config.TRPO(damping=0.0, subsample=0.2), "trpo_damping0_subsample0.2"),
     ],
 )
 def test_a_label_is_the_name_and_what_was_chosen(rule, label):

@@ -10,7 +10,7 @@ import functional_probes
 import surefoot as sf
 from histories import EVALUATIONS, write_run
 from runs import TINY, after, evaluations, policy, rows
-from surefoot import config
+from surefoot import config, training
 from surefoot.errors import RunError, Stopped
 from surefoot.iteration import Iteration
 from surefoot.lanes import train_together
@@ -103,6 +103,20 @@ def test_a_checkpoint_that_knows_of_lines_that_are_gone_is_passed_by(tmp_path):
         file.unlink()
     resume(run, progress=False, told=lambda line: None)
     assert evaluations(run) == before
+
+
+def test_a_chunk_that_failed_at_once_is_followed_by_no_evaluation(tmp_path, monkeypatch):
+    """The standing is then the one that was evaluated already."""
+    onward = training._onward
+
+    def failing(source, rule, run):
+        usual, asked = onward(source, rule, run), iter((True, False) * STEPS)
+        return lambda standing, started: usual(standing, started) if next(asked) else (standing, [])
+
+    train("CartPole-v1", out=tmp_path / "whole", evaluate_every=EVERY, **SETTINGS)
+    monkeypatch.setattr(training, "_onward", failing)
+    train("CartPole-v1", out=tmp_path / "run", evaluate_every=EVERY, **SETTINGS)
+    assert evaluations(tmp_path / "run") == evaluations(tmp_path / "whole")
 
 
 @pytest.mark.long

@@ -221,6 +221,10 @@ INT8 = spaces.Box(0, 1, (2,), np.int8)
         (INT8, [2.0, -128.0], [0.5, 128.0, np.nan, -np.inf]),
         (spaces.Box(0, 9, (1,), np.uint8), [0, 255], [256, -1]),
         (spaces.Box(0, 9, (1,), np.uint32), [0, 2**31 - 1], [-1]),
+        # Bounds that JAX takes no whole number to compare with.
+        (spaces.Box(0, 10, (2,), np.int64), [2.0, -3.0], [0.5, np.nan, np.inf, 1e30]),
+        (spaces.Box(0, 10, (2,), np.uint32), [2.0, 3e9], [0.5, -1.0, 1e10]),
+        (spaces.Box(0, 10, (2,), np.uint64), [2.0, 1e19], [-1.0, np.nan, 1e30]),
     ],
     ids=str,
 )

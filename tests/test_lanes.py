@@ -287,6 +287,39 @@ def test_what_goes_wrong_around_a_lane_stops_no_other(six, tmp_path, monkeypatch
             assert (again[place].run is None) == (place == sound[1] or place not in sound)
 
 
+@pytest.mark.parametrize("places", [{0}, {0, 5}])
+def test_a_lane_whose_environment_fails_in_its_first_reset_stops_no_other(places, six, tmp_path, monkeypatch):
+    plans, outcomes = six
+    parts = [plan._replace(folder=tmp_path / plan.folder.name) for plan in plans]
+    begin, broken = lanes.begin, {plans[place].run.seed for place in places}
+
+    def begun(source, rule, run):
+        if run.seed in broken:
+            raise EnvironmentFault("it broke in its reset")
+        return begin(source, rule, run)
+
+    monkeypatch.setattr(lanes, "begin", begun)
+    again = train_together(UNLUCKY, parts, progress=False)
+    for place, (plan, part) in enumerate(zip(plans, parts, strict=True)):
+        if place in places:
+            assert again[place].error == "it broke in its reset"
+        else:
+            assert rows_of(plan.folder) == rows_of(part.folder)
+            assert (again[place].run is None) == (outcomes[place].run is None)
+
+
+def test_environments_that_fail_in_every_first_reset_are_told_of(six, tmp_path, monkeypatch):
+    plans, _ = six
+
+    def begun(*_):
+        raise EnvironmentFault("it broke in its reset")
+
+    monkeypatch.setattr(lanes, "begin", begun)
+    parts = [plan._replace(folder=tmp_path / plan.folder.name) for plan in plans]
+    with pytest.raises(EnvironmentFault, match="it broke in its reset"):
+        train_together(UNLUCKY, parts, progress=False)
+
+
 def test_a_run_in_an_environment_given_itself_has_its_name_and_says_what_going_on_takes(six):
     plans, _ = six
     told = json.loads((plans[0].folder / "config.json").read_text())["environment"]

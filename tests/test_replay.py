@@ -15,6 +15,7 @@ import surefoot as sf
 from runs import TINY, after, policy, rows
 from surefoot import checkpoint, cli, config, kept
 from surefoot.errors import RunError, SettingError, Stopped
+from surefoot.report.replay import Trace, replay_picture
 from surefoot.resuming import begun_with
 from surefoot.training import resume, train
 
@@ -257,6 +258,14 @@ REFUSED = {
         "cannot be written",
     ),
 }
+
+
+@pytest.mark.parametrize("kl", [np.inf, np.nan])
+def test_a_step_that_no_axis_holds_is_told_of(kl, tmp_path):
+    trace = Trace("npg", np.array([0.0, kl, kl]), np.array([0.0, 1.0, 1.0]), 1, 0.01)
+    with pytest.raises(RunError, match=r"replay\.png cannot be drawn from these steps"):
+        replay_picture("a step", [trace], ["npg"], np.ones((1, 1)), np.ones((1, 1)), tmp_path / "replay.png")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -84,9 +84,13 @@ def make_comparison(rules: Sequence[config.RuleSettings], settings: Mapping[str,
 
 
 def label_of(rule: config.RuleSettings) -> str:
-    """The name of a rule with those of its settings that are not the defaults, as a folder's name takes it."""
-    usual = dataclasses.asdict(type(rule)())
-    chosen = {name: value for name, value in settled(rule).items() if value != usual[name]}
+    """The name of a rule with those of its settings that it would not have by itself, as a folder's name takes it."""
+    own = settled(rule)
+
+    def usual(name: str) -> Any:
+        return getattr(type(rule)(**{other: value for other, value in own.items() if other != name}), name)
+
+    chosen = {name: value for name, value in own.items() if value != usual(name)}
     label = "_".join([rule.name, *(f"{name}{written(value)}" for name, value in chosen.items())])
     return label if len(label) <= LONGEST_NAME else f"{rule.name}_{digest(dataclasses.asdict(rule))[:12]}"
 

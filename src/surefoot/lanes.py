@@ -24,7 +24,7 @@ from surefoot import config
 from surefoot.arrays import bits, from_bits
 from surefoot.compilation import keep_compiled_programs, of_whole_iterations
 from surefoot.compiled import Chunk, fetched, how_many, iterations, make_chunk, numbers_of
-from surefoot.errors import RunError, SettingError, SurefootError
+from surefoot.errors import EnvironmentFault, RunError, SettingError, SurefootError
 from surefoot.files import held, remove
 from surefoot.iteration import begin
 from surefoot.ledger import Ledger
@@ -155,8 +155,7 @@ class _Program(NamedTuple):
 
 
 def _program(source: FunctionalSource, plans: Sequence[Plan]) -> _Program:
-    fresh = _begin(source, plans[0])
-    one = numbers_of(plans[0].rule, plans[0].run, np.float32), *fresh
+    one = numbers_of(plans[0].rule, plans[0].run, np.float32), *_any_begun(source, plans)
     leaves, structure = jax.tree.flatten(one)
     devices = tuple(jax.local_devices()[: len(plans)])
     lanes = -(-len(plans) // len(devices)) * len(devices)
@@ -190,6 +189,17 @@ def _compiled(
 
 def _begin(source: FunctionalSource, plan: Plan) -> tuple[Any, Any]:
     return begin(source, plan.rule, plan.run)
+
+
+def _any_begun(source: FunctionalSource, plans: Sequence[Plan]) -> tuple[Any, Any]:
+    """What one of the runs begins with, for its shapes: an environment may fail in the others' first reset.
+
+    Raises EnvironmentFault where it fails in all.
+    """
+    for plan in plans[:-1]:
+        with contextlib.suppress(EnvironmentFault):
+            return _begin(source, plan)
+    return _begin(source, plans[-1])
 
 
 class _Lane:
@@ -298,7 +308,8 @@ def _learn(
     """
     program = _program(source, plans)
     plans = [*plans, *[plans[-1]] * (program.lanes - len(plans))]
-    fresh = [_begin(source, plan) for plan in plans]
+    # Where nothing is learned any run's numbers will do.
+    fresh = [(group[0].ledger.standing.learner, group[0].ledger.standing.state)] * len(plans)
     for lane in group:
         fresh[lane.index] = lane.ledger.standing.learner, lane.ledger.standing.state
     numbers = _stacked([numbers_of(plan.rule, plan.run, np.float32) for plan in plans])

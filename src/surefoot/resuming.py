@@ -73,7 +73,7 @@ def _put_aside(folder: Path) -> Path:
     return aside
 
 
-_RESULTS = ("metrics.jsonl", "evaluations.jsonl", "evaluation.json", "policy")
+_RESULTS = ("metrics.jsonl", "evaluations.jsonl", "evaluation.json", "policy", "batches")
 
 
 def begun_with(folder: Path, steps: int | None = None) -> tuple[Recipe, Rule, config.Run]:

@@ -120,7 +120,7 @@ _INSIDE = 0.995
 def rescaling(divergence: Float[Array, ""], radius: Float[Array, ""], shrink: Float[Array, ""]) -> Float[Array, ""]:
     """The factor that brings a step of this KL just inside the radius, the KL growing with the length's square.
 
-    Never below `shrink`, nor above .995; `shrink` where the KL is not the reason for which the step was refused.
+    Never below `shrink`; `shrink` where the KL is not the reason for which the step was refused.
     """
     outside = (divergence > radius) & jnp.isfinite(divergence)
     root = jnp.sqrt(radius / jnp.where(outside, divergence, radius))

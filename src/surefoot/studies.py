@@ -157,6 +157,8 @@ def _extended(
             raise RunError(f"{folder} holds a study of one rule, not a comparison; name another folder")
         if known != name:
             raise RunError(f"{folder} compares rules in {known}, but {name} came; take that one, or another folder")
+        if not isinstance(environment, str):
+            told(f"{folder} knows its environment by name alone, {name}: make sure that it is the same")
         both = joined(there, wanted, folder)
         _refuse_unfit(environment, kinds, both)
         _note_versions(folder, told)

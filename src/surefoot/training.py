@@ -252,8 +252,10 @@ def _learn(
         with view:
             try:
                 while not ledger.finished and not stopped:
-                    ledger.enter(*onward(ledger.standing, started))
-                    started += ledger.evaluate_if_due(environment)
+                    standing, made = onward(ledger.standing, started)
+                    ledger.enter(standing, made)
+                    if made:  # none where an environment failed at once: then nothing is new
+                        started += ledger.evaluate_if_due(environment)
                     stopped = stop is not None and stop()
                     ledger.checkpoint(now=stopped or ledger.finished)
             except BaseException:

@@ -58,13 +58,13 @@ def replay_picture(
     figure = Figure(figsize=(12, 5.2), layout="constrained")
     FigureCanvasAgg(figure)
     paths, angles = figure.subplots(1, 2, width_ratios=[3, 2])
-    _paths(paths, traces, dict(zip(names, colours(len(names)), strict=True)))
-    _angles(angles, names, cosine, fisher_cosine)
     figure.suptitle(printable(title)[:160], parse_math=False, fontsize=12)  # a name is no formula
     drawn = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of signs that the font lacks, and axes of one value
         try:
+            _paths(paths, traces, dict(zip(names, colours(len(names)), strict=True)))
+            _angles(angles, names, cosine, fisher_cosine)
             figure.savefig(drawn, dpi=120, format="png")
         except (ValueError, ArithmeticError) as error:  # of numbers so far apart that no axis holds them
             raise RunError(f"{file} cannot be drawn from these steps: {printable(error)}") from error

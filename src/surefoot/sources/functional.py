@@ -257,8 +257,8 @@ def _fit(leaf: Array, space: Any) -> Array | None:
         return lawful_values(leaf, space) if real else None
     limits = np.iinfo(space.dtype)
     if real:
-        return (leaf == jnp.floor(leaf)) & (leaf >= limits.min) & (leaf <= limits.max)
+        return (leaf == jnp.floor(leaf)) & (leaf >= float(limits.min)) & (leaf <= float(limits.max))
     if leaf.dtype == bool or np.can_cast(leaf.dtype, space.dtype):
         return None
-    own = np.iinfo(leaf.dtype)  # beyond which JAX takes no number to compare with
+    own = np.iinfo(leaf.dtype)  # beyond which JAX takes no whole number to compare with
     return (leaf >= max(limits.min, own.min)) & (leaf <= min(limits.max, own.max))
