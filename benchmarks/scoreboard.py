@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -154,7 +155,26 @@ def in_a_process(plan: Plan, runs: Path) -> dict[str, Any]:
     measured = json.loads(done.stdout.strip().splitlines()[-1])
     # What came before it was killed is not known.
     whole = None if measured["resumed"] else seconds
-    return {**plan._asdict(), **measured, "seconds_in_all": whole}
+    return {**plan._asdict(), **measured, "seconds_in_all": whole, "cores": len(_cores())}
+
+
+def _cores() -> list[int]:
+    """Those that this thread, and a process that it begins, may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def _shares(workers: int) -> Queue[list[int]]:
+    """The cores dealt out to as many workers, one or more each: runs that share theirs wait for each other."""
+    cores, shares = _cores(), Queue()
+    for place in range(workers):
+        shares.put(cores[place::workers] or cores)
+    return shares
+
+
+def _keep_to(shares: Queue[list[int]]) -> None:
+    """Keep this thread, and what it begins, to a share of the cores."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, shares.get())
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
@@ -201,7 +221,7 @@ def run_all(plans: Sequence[Plan], out: Path, runs: Path, workers: int, told: Ca
     for folder in (runs, out.parent):
         folder.mkdir(parents=True, exist_ok=True)
     # Two of these at once would make the same runs and lose each other's rows.
-    with held(runs), ThreadPoolExecutor(workers) as pool:
+    with held(runs), ThreadPoolExecutor(workers, initializer=_keep_to, initargs=(_shares(workers),)) as pool:
         list(pool.map(make, left))
     return failed
 
@@ -262,7 +282,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--rule", default="trpo", choices=[name for name in config.RULES if name != "pi"])
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of rule or run")
     parser.add_argument("--peer", choices=PEERS, help="make each run with this library too, on three tasks by default")
-    parser.add_argument("--workers", type=int, default=1, help="runs at once; times are then not to be trusted")
+    parser.add_argument("--workers", type=int, default=1, help="runs at once, each on its share of the cores")
     parser.add_argument("--out", type=Path, default=OUT, help="results file; the page is written beside it")
     parser.add_argument("--runs", type=Path, default=Path("runs/scoreboard"), help="folder of the runs")
     parser.add_argument("--json", action="store_true", help="print what the page tells, as JSON")

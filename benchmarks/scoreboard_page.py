@@ -97,6 +97,7 @@ def told_of(task: str, rows: Sequence[Row]) -> dict[str, Any]:
         "reached": mean >= TARGETS[task],
         "best_published": BEST[task],
         "above_best_published": mean > BEST[task],
+        "cores": sorted({row["cores"] for row in rows}),
         "seconds": float(np.mean([row["seconds"] for row in rows])),
         "seconds_in_all": float(np.mean(known)) if known else None,
     }
@@ -200,7 +201,7 @@ means over seeds, as tianshou publishes it: the largest of some twenty noisy num
         "## Targets, spread and time\n\n"
         + table(
             ["task", "final", "target", "reached", "best published", "above it", "worst seed", "worst over mean",
-             "below their halfway point", "training, s", "with evaluations, s"],
+             "below their halfway point", "cores of a run", "training, s", "with evaluations, s"],
             [_targets(task, one) for task, one in tasks.items()],
         )
         + f"""
@@ -280,6 +281,7 @@ def _targets(task: str, told: dict[str, Any]) -> list[str]:
         _number(told["worst"]),
         _worst(told["worst_over_mean"]),
         f"{len(below)} (seed {', '.join(map(str, below))})" if below else "none",
+        " or ".join(map(str, told["cores"])),
         _number(told["seconds"], 0),
         _number(told["seconds_in_all"], 0),
     ]  # fmt: skip

@@ -1,8 +1,10 @@
 """What the scoreboard makes of its rows, and of rows that are none."""
 
 import json
+import os
 import sys
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ def row(task="Hopper", seed=0, means=(100.0, 300.0, 200.0, 400.0), final=500.0, 
     told = {"evaluations": points, "final": {"mean": final, "std": 1.0, "episodes": 10}, "seconds": 10.0}
     plan = {"peer": peer, "version": "1", "task": task, "seed": seed, "steps": steps}
     settings = {"rule": "trpo", "evaluate_every": every, "evaluation_episodes": 10}
-    return plan | {"settings": settings} | told | {"resumed": False, "seconds_in_all": 12.0} | other
+    return plan | {"settings": settings} | told | {"resumed": False, "seconds_in_all": 12.0, "cores": 2} | other
 
 
 def test_the_seeds_of_a_task():
@@ -107,6 +109,24 @@ def test_a_run_with_a_row_is_not_made_again(tmp_path, monkeypatch):
     assert plans[0].settings["rule_settings"]["radius"] == 0.02
     other = scoreboard.ours("Hopper", 0, 1000, 100, "trpo", {})
     assert other.folder(tmp_path) != plans[0].folder(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="cores cannot be dealt out here")
+def test_runs_at_once_have_cores_of_their_own(tmp_path, monkeypatch):
+    cores, both, seen = os.sched_getaffinity(0), Barrier(2, timeout=30), []
+
+    def measured(plan, runs):
+        both.wait()
+        seen.append(os.sched_getaffinity(0))
+        return row() | plan._asdict()
+
+    monkeypatch.setattr(scoreboard, "in_a_process", measured)
+    plans = [scoreboard.ours("Hopper", seed, 1000, 100, "trpo", {}) for seed in range(4)]
+    assert scoreboard.run_all(plans, tmp_path / "scoreboard.jsonl", tmp_path / "runs", 2, lambda line: None) == 0
+    assert os.sched_getaffinity(0) == cores
+    one, other = {frozenset(each) for each in seen} if len(cores) > 1 else (cores, cores)
+    assert one | other == cores
+    assert len(cores) == 1 or not one & other
 
 
 @pytest.mark.parametrize(
