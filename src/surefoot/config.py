@@ -81,7 +81,7 @@ class _NaturalSettings(RuleSettings):
     """Abstract: what the rules along F^-1 g share."""
 
     trust_region: ClassVar[Literal["kl", "euclidean", "none"]] = "kl"
-    radius: float = setting(0.01, _RADIUS, above=0)
+    radius: float = setting(0.02, _RADIUS, above=0)
     solver: Literal["cg", "dense", "tabular"] = setting("cg", _SOLVER)
     fisher: Literal["metric", "empirical"] = setting("metric", _FISHER)
     constraint: Literal["mean", "max"] = setting("mean", _CONSTRAINT)
@@ -255,7 +255,7 @@ class Estimator(Settings):
     """From rewards and values to advantages."""
 
     discount: float = setting(0.99, "Discount factor of the return.", at_least=0, below=1)
-    gae_lambda: float = setting(0.95, "Lambda of generalised advantage estimation.", at_least=0, at_most=1)
+    gae_lambda: float = setting(0.97, "Lambda of generalised advantage estimation.", at_least=0, at_most=1)
     state_weighting: Literal["undiscounted", "discounted"] = setting(
         "undiscounted", "Weight states equally, or by discount^(steps since reset) as the gradient's definition has it."
     )
@@ -268,8 +268,8 @@ class Collection(Settings):
     source: Literal["auto", "gymnasium", "envpool"] = setting(
         "auto", "Which library steps the environments; auto takes EnvPool where it has the task."
     )
-    envs: int = setting(64, "Environments stepped side by side.", at_least=1, at_most=65536)
-    horizon: int = setting(32, "Steps of each environment between two updates.", at_least=1, at_most=10_000_000)
+    envs: int = setting(32, "Environments stepped side by side.", at_least=1, at_most=65536)
+    horizon: int = setting(64, "Steps of each environment between two updates.", at_least=1, at_most=10_000_000)
     vectorisation: Literal["auto", "sync", "async"] = setting(
         "auto", "Step Gymnasium environments in this process (sync), one process each (async), or as the first is slow."
     )
