@@ -58,7 +58,7 @@ KEYS = ("mdp", "rule", "advantages", "size")
 EFFECTS = ("accepted", "lowered", "left", "gain", "exact_gain", "kl")
 SAMPLED_COLUMNS = (*KEYS, "policy", "old_return", "entropy", *EFFECTS)
 SAMPLED_RULES = {
-    "trpo": TRPO(radius=RADIUS),
+    "trpo": TRPO(radius=RADIUS, damping=0.1),
     "trpo, damping 0": TRPO(radius=RADIUS, damping=0.0),
     "ppo": PPO(step_size=EXACT_DEFAULTS["step_size"]),
     "ppo, step_size 3e-4": PPO(),

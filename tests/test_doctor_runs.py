@@ -23,7 +23,7 @@ SMALL = {
     "vectorisation": "sync",
     "progress": False,
 }
-DEFAULT = {"envs": 64, "horizon": 32, "hidden": (64, 64), "critic_hidden": (64, 64), "source": "auto"}
+DEFAULT = {"envs": 32, "horizon": 64, "hidden": (64, 64), "critic_hidden": (64, 64), "source": "auto"}
 # It solves hardly at all, and accepts nothing that is not as good as promised.
 STUBBORN = sf.TRPO(iterations=1, damping=0, accept=0.99, shrink=0.99)
 BOX = gym.spaces.Box(-1, 1, (1,), np.float32)

@@ -85,7 +85,7 @@ class _NaturalSettings(RuleSettings):
     solver: Literal["cg", "dense", "tabular"] = setting("cg", _SOLVER)
     fisher: Literal["metric", "empirical"] = setting("metric", _FISHER)
     constraint: Literal["mean", "max"] = setting("mean", _CONSTRAINT)
-    damping: float = setting(0.1, _DAMPING, at_least=0)
+    damping: float = setting(1.0, _DAMPING, at_least=0)
     iterations: int = setting(10, _ITERATIONS, at_least=1)
     tolerance: float = setting(1e-5, _TOLERANCE, at_least=0, below=1)
     subsample: float | None = setting(None, _SUBSAMPLE, above=0, at_most=1)

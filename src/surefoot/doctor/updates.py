@@ -171,7 +171,7 @@ SOLVER = Check(
     title="The natural step is far from the solution of its linear system",
     cause="Too few conjugate-gradient iterations for the damping: the Fisher matrix is badly conditioned, so the "
     "direction is nearer to the plain gradient than to the natural one. Around 0.8 after ten iterations is ordinary.",
-    remedy="Raise --rule.iterations (to 25, say) or --rule.damping (to 0.1 or more); with a small policy, "
+    remedy="Raise --rule.iterations (to 25, say) or --rule.damping (to 1 or more); with a small policy, "
     "--rule.solver dense solves it exactly.",
     judge=solver_not_converged,
 )
