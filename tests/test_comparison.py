@@ -50,8 +50,8 @@ def undrawn(monkeypatch):
     ("rule", "label"),
     [
         (config.TRPO(), "trpo"),
-        (config.TRPO(radius=0.01, subsample=0.2), "trpo"),  # the defaults, said aloud
-        (config.TRPO(radius=0.02), "trpo_radius0.02"),
+        (config.TRPO(radius=0.02, subsample=0.2), "trpo"),  # the defaults, said aloud
+        (config.TRPO(radius=0.05), "trpo_radius0.05"),
         (config.KLPenalty(stop=None, adapt="sqrt"), "kl-penalty_adaptsqrt_stopnone"),
         (config.PPO(step_size=1e-05, standardise=False), "ppo_step_size1e-05_standardiseFalse"),
         # Without damping all rows are taken unless another share is said.
@@ -135,11 +135,11 @@ def test_settings_that_rules_share_go_to_those_that_have_them(tmp_path, monkeypa
     calls = []
     monkeypatch.setattr(turns, "train", trained(calls))
     out = tmp_path / "study"
-    line = ["--rules", "trpo,ppo", "--radius", "0.02", "--rule.clip", "0.1", "--seeds", "1", "--out", str(out)]
+    line = ["--rules", "trpo,ppo", "--radius", "0.05", "--rule.clip", "0.1", "--seeds", "1", "--out", str(out)]
     assert cli.main(["compare", "CartPole-v1", *OPTIONS, *line]) == 0
     (first, trpo, settings), (second, ppo, others) = calls
-    assert (first, second) == ("runs/trpo_radius0.02-s0", "runs/ppo_clip0.1-s0")
-    assert (trpo.settings().radius, ppo.settings().clip) == (0.02, 0.1)
+    assert (first, second) == ("runs/trpo_radius0.05-s0", "runs/ppo_clip0.1-s0")
+    assert (trpo.settings().radius, ppo.settings().clip) == (0.05, 0.1)
     assert settings == others
     assert (settings["steps"], settings["envs"], settings["seed"]) == (32, 2, 0)
 
@@ -249,7 +249,7 @@ def never_run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(course, "study_picture", lambda folder: None)
         monkeypatch.setattr(turns, "train", trained([]))
-        sf.compare("CartPole-v1", ["pg", sf.TRPO(radius=0.02)], seeds=2, out=out, **SMALL)
+        sf.compare("CartPole-v1", ["pg", sf.TRPO(radius=0.05)], seeds=2, out=out, **SMALL)
     return out
 
 
@@ -267,9 +267,9 @@ def begun(never_run, tmp_path, monkeypatch, undrawn):
     [
         (["pg"], 1, 0, []),
         (["pg", "ppo"], 2, 0, ["runs/ppo-s0", "runs/ppo-s1"]),
-        ([sf.TRPO(radius=0.02)], 3, 0, ["runs/pg-s2", "runs/trpo_radius0.02-s2"]),
+        ([sf.TRPO(radius=0.05)], 3, 0, ["runs/pg-s2", "runs/trpo_radius0.05-s2"]),
         ([sf.TRPO(radius=0.03)], 1, 0, ["runs/trpo_radius0.03-s0", "runs/trpo_radius0.03-s1"]),
-        (["pg"], 1, 2, ["runs/pg-s2", "runs/trpo_radius0.02-s2"]),
+        (["pg"], 1, 2, ["runs/pg-s2", "runs/trpo_radius0.05-s2"]),
     ],
     ids=["fewer", "a rule", "a seed", "a radius", "the next seed"],
 )
@@ -323,13 +323,13 @@ def test_a_comparison_that_was_stopped_is_resumed_with_the_rules_it_was_begun_wi
     asked = iter([False, False, True])
     with pytest.raises(Stopped, match="stopped with 2 of 4 runs finished"):
         sf.compare(
-            "CartPole-v1", ["pg", sf.TRPO(radius=0.02)], seeds=2, out=out, stop=lambda: next(asked, True), **SMALL
+            "CartPole-v1", ["pg", sf.TRPO(radius=0.05)], seeds=2, out=out, stop=lambda: next(asked, True), **SMALL
         )
     assert cli.main(["resume", str(out)]) == 0
     assert [folder for folder, *_ in calls] == [
-        f"runs/{label}-s{s}" for label in ("pg", "trpo_radius0.02") for s in (0, 1)
+        f"runs/{label}-s{s}" for label in ("pg", "trpo_radius0.05") for s in (0, 1)
     ]
-    assert [float(rule.radius) for _, rule, _ in calls[2:]] == pytest.approx([0.02, 0.02])
+    assert [float(rule.radius) for _, rule, _ in calls[2:]] == pytest.approx([0.05, 0.05])
 
 
 def test_a_run_that_fails_stops_no_other_and_is_on_the_page(tmp_path, monkeypatch, undrawn, capfd):

@@ -123,7 +123,7 @@ def test_actions_of_probability_zero_stay_at_zero_under_every_soft_rule(rng):
 
 def test_worked_case_2_the_bandits_step_on_the_exact_engine():
     mdp, policy = library.bandit(), np.array([[[0.5, 0.3, 0.2]]])
-    _, new, report = step(mdp, "npg", policy)
+    _, new, report = step(mdp, "npg", policy, radius=0.01)
     np.testing.assert_allclose(new[0, 0], [0.570243, 0.257854, 0.171903], atol=1e-6)
     assert report.reverse_kl == pytest.approx(0.009901, abs=1e-6)
     assert report.kl == pytest.approx(0.009967, abs=1e-6)
@@ -131,7 +131,7 @@ def test_worked_case_2_the_bandits_step_on_the_exact_engine():
 
 def test_worked_case_5_the_damped_step_is_scaled_by_the_true_metric():
     mdp, policy = library.bandit(), np.array([[[0.5, 0.3, 0.2]]])
-    _, _, report = step(mdp, "npg", policy, solver="cg", damping=0.1, iterations=20, tolerance=1e-12)
+    _, _, report = step(mdp, "npg", policy, radius=0.01, solver="cg", damping=0.1, iterations=20, tolerance=1e-12)
     assert report.reverse_kl == pytest.approx(0.009899, abs=1e-6)
 
 
@@ -450,7 +450,7 @@ def test_exact_prints_one_object_with_the_promised_lists(results, capsys, tmp_pa
     assert all(len(told[name]) == 7 for name in ("kl", "gain", "surrogate_gain", "best_bound"))
     np.testing.assert_allclose(np.diff(told["return"]), told["gain"], atol=1e-12)
     assert told["optimal_return"] == pytest.approx(1.0)
-    assert told["kl"][0] == pytest.approx(0.01, rel=0.05)
+    assert told["kl"][0] == pytest.approx(0.02, rel=0.05)
 
 
 def test_exact_leaves_table_picture_and_policies_that_certify_reads(results, capsys):

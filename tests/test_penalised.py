@@ -143,7 +143,7 @@ def test_the_formed_matrix_and_conjugate_gradients_give_one_step(name, kind, key
 
 
 def test_the_formed_matrix_finds_the_minimum_norm_solution_of_a_singular_one():
-    new, _, report = bandit_step("npg", solver="dense")
+    new, _, report = bandit_step("npg", radius=0.01, solver="dense")
     np.testing.assert_allclose(new, [0.570243, 0.257854, 0.171903], atol=1e-6)
     assert report.solver_residual < 1e-12
 
@@ -182,7 +182,7 @@ def test_trpo_holds_the_kl_that_it_was_asked_to_hold(constraint, divergence, key
 
 def test_npg_to_the_largest_kl_is_shorter_than_to_the_mean(key):
     policy, batch = make_batch(key, size=256)
-    mean, largest = (update(RULES["npg"](constraint=c), policy, batch)[2] for c in ("mean", "max"))
+    mean, largest = (update(RULES["npg"](radius=0.01, constraint=c), policy, batch)[2] for c in ("mean", "max"))
     assert largest.max_kl == pytest.approx(0.01, rel=0.3)
     assert largest.step_length < mean.step_length
     assert largest.predicted_kl < 0.01

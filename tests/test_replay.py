@@ -37,7 +37,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def replayed(run):
     # Twice the largest number of 32 bits is infinite, and no step is that long: a refusal without another program.
-    others = [RULE, sf.NPG(), sf.NPG(radius=0.04), sf.NPG(radius=3e38), sf.PG(radius=0.012)]
+    others = [RULE, sf.NPG(radius=0.01), sf.NPG(radius=0.04), sf.NPG(radius=3e38), sf.PG(radius=0.012)]
     return sf.replay(run, update=3, rules=others)
 
 

@@ -100,13 +100,13 @@ def test_a_run_with_a_row_is_not_made_again(tmp_path, monkeypatch):
         return row() | plan._asdict()
 
     monkeypatch.setattr(scoreboard, "in_a_process", measured)
-    plans = [scoreboard.ours("Hopper", seed, 1000, 100, "trpo", {"radius": 0.02}) for seed in range(2)]
+    plans = [scoreboard.ours("Hopper", seed, 1000, 100, "trpo", {"radius": 0.05}) for seed in range(2)]
     out = tmp_path / "docs" / "scoreboard.jsonl"
     for wanted in (plans[:1], plans, plans):
         assert scoreboard.run_all(wanted, out, tmp_path / "runs", 1, lambda line: None) == 0
     assert made == plans
     assert [scoreboard.plan_of(told) for told in scoreboard.read_rows(out)] == plans
-    assert plans[0].settings["rule_settings"]["radius"] == 0.02
+    assert plans[0].settings["rule_settings"]["radius"] == 0.05
     other = scoreboard.ours("Hopper", 0, 1000, 100, "trpo", {})
     assert other.folder(tmp_path) != plans[0].folder(tmp_path)
 
