@@ -202,7 +202,7 @@ def test_identities_hold_to_rounding(problem, seed):
     assert identities.surrogate_error(mdp, old, new) < tolerance
 
 
-@pytest.mark.parametrize("horizon", [None, 3])
+@pytest.mark.parametrize("horizon", [None, pytest.param(3, marks=pytest.mark.long)])
 def test_the_surrogate_is_zero_and_right_to_first_order_at_the_old_policy(horizon, rng):
     for discount in (0.0, 0.9, 0.99):
         mdp = library.garnet(5, 3, 2, discount, seed=int(rng.integers(2**31))).with_horizon(horizon)

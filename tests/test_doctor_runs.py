@@ -108,7 +108,7 @@ def numbers(text):
         ("not-repeatable", "irreproducible", "npg", {}),
         ("refusals", "plain", STUBBORN, {}),
         ("solver-not-converged", "plain", STUBBORN, {}),
-        ("saturation", "box", "npg", {"log_std": 2.0}),
+        pytest.param("saturation", "box", "npg", {"log_std": 2.0}, marks=pytest.mark.long),
         # Radii with which seeds 0, 1 and 2 alike have the fault.
         ("left-trust-region", "box", sf.NPG(radius=10.0), {}),
         ("gain-not-realised", "box", sf.NPG(radius=10.0, damping=0.1), {"gae_lambda": 0.95}),

@@ -171,6 +171,7 @@ def test_a_lane_that_goes_wrong_is_told_of_and_the_others_go_on(six):
         sf.load(plan.folder).act(np.zeros(3, np.float32))
 
 
+@pytest.mark.long
 def test_a_lanes_first_update_in_float32_is_that_of_the_run_alone(six, tmp_path):
     plans, _ = six
     for plan in plans[:1]:

@@ -244,7 +244,9 @@ def test_one_compilation_serves_every_length_of_step(name, key):
     assert lengths[0] < lengths[1] < lengths[2]
 
 
-@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize(
+    "name", [name if name == "trpo" else pytest.param(name, marks=pytest.mark.long) for name in EVERY_RULE]
+)
 def test_each_lane_of_a_vectorised_update_is_that_update_alone(name, key, x64):
     cases = [make_batch(lane, dtype=np.float64) for lane in jax.random.split(key, 16)]
     levels, lever = np.geomspace(1e-4, 1e-2, 16), LEVER[name]
