@@ -30,6 +30,7 @@ import numpy as np
 from published import TASKS, VERSION
 
 from surefoot import config
+from surefoot.compilation import cores
 from surefoot.errors import RunError, SettingError, SurefootError, did_you_mean
 from surefoot.files import held, write_atomically
 from surefoot.reading import parse_json, read_bytes
@@ -155,19 +156,14 @@ def in_a_process(plan: Plan, runs: Path) -> dict[str, Any]:
     measured = json.loads(done.stdout.strip().splitlines()[-1])
     # What came before it was killed is not known.
     whole = None if measured["resumed"] else seconds
-    return {**plan._asdict(), **measured, "seconds_in_all": whole, "cores": len(_cores())}
-
-
-def _cores() -> list[int]:
-    """Those that this thread, and a process that it begins, may use."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    return {**plan._asdict(), **measured, "seconds_in_all": whole, "cores": len(cores())}
 
 
 def _shares(workers: int) -> Queue[list[int]]:
     """The cores dealt out to as many workers, one or more each: runs that share theirs wait for each other."""
-    cores, shares = _cores(), Queue()
+    every, shares = cores(), Queue()
     for place in range(workers):
-        shares.put(cores[place::workers] or cores)
+        shares.put(every[place::workers] or every)
     return shares
 
 

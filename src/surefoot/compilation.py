@@ -44,9 +44,13 @@ def see_every_core() -> None:
     said = jax.config.values["jax_num_cpu_devices"] >= 0
     if said or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", cores)
+        jax.config.update("jax_num_cpu_devices", len(cores()))
+
+
+def cores() -> list[int]:
+    """Those of the CPU that this thread, and a process that it begins, may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def of_whole_iterations() -> dict[str, Any] | None:
