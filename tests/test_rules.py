@@ -310,6 +310,9 @@ class Table(Policy):
     def trainable(self):
         return jax.tree.map(lambda _: True, self)
 
+    def bounded(self):
+        return self
+
 
 def enumerated(policy, d, advantage) -> Batch:
     """All S * A rows of a finite MDP, base d(s)."""

@@ -137,6 +137,9 @@ class OneParameter(Policy):
     def trainable(self):
         return OneParameter(True)
 
+    def bounded(self):
+        return self
+
 
 @pytest.mark.parametrize(("weighting", "gradient"), [("discounted", 0.0625), ("undiscounted", -0.125)])
 def test_dropping_the_discount_from_the_state_weights_flips_the_gradients_sign(weighting, gradient, x64):

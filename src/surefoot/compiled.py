@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array
 
 from surefoot import config
+from surefoot.annealing import remaining
 from surefoot.compilation import of_whole_iterations
 from surefoot.errors import EnvironmentFault
 from surefoot.iteration import Iteration, Learner, learn, told_of
@@ -100,10 +101,10 @@ class Numbers(NamedTuple):
 
 
 def numbers_of(rule: Rule, run: config.Run, dtype: Any) -> Numbers:
-    """The numbers of a run as arrays. What neither they nor a program depends on (seed, steps …) is that of any run."""
+    """The numbers of a run as arrays. What neither they nor a program depends on (its seed …) is that of any run."""
     plain = config.Run()
     run = dataclasses.replace(
-        run, seed=plain.seed, steps=plain.steps, checkpoint_seconds=plain.checkpoint_seconds,
+        run, seed=plain.seed, checkpoint_seconds=plain.checkpoint_seconds,
         evaluation_episodes=plain.evaluation_episodes, evaluate_every=plain.evaluate_every,
         keep_batches=plain.keep_batches,
     )  # fmt: skip
@@ -181,19 +182,17 @@ def fetched(name: str, program: Callable[..., Chunk], *arguments: Any) -> Chunk:
     return chunk._replace(told=told, count=count, fault=fault)
 
 
-@partial(jax.jit, static_argnames=("source", "held"))
-def inputs_again(
-    source: FunctionalSource, learner: Learner, state: FunctionalState, settings: config.Estimator, held: int
-) -> Inputs:
+@partial(jax.jit, static_argnames="source")
+def inputs_again(source: FunctionalSource, learner: Learner, state: FunctionalState, run: config.Run) -> Inputs:
     """What the next update is a function of, from where its iteration begins.
 
     Collected anew by a program of its own, so that keeping it changes no bit of the run: equal but for rounding.
     """
     _, collect_key, update_key, _ = jax.random.split(learner.key, 4)
     trajectory, _ = source.roll_out(learner.policy, state, collect_key)
-    batch, _ = estimate_stage(learner.policy, learner.critic.critic, learner.returns, trajectory, settings)
-    seen, key = seen_stage(trajectory, batch, update_key, held=held)
-    return Inputs(learner.policy, learner.memory, learner.share, seen, key)
+    batch, _ = estimate_stage(learner.policy, learner.critic.critic, learner.returns, trajectory, run.estimator)
+    seen, key = seen_stage(trajectory, batch, update_key, held=run.held_out)
+    return Inputs(learner.policy, learner.memory, remaining(run, learner.steps), seen, key)
 
 
 def iterations(chunk: Chunk, rule: Rule, run: config.Run, lane: int | None = None) -> list[Iteration]:

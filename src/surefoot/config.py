@@ -116,6 +116,7 @@ class TRPO(_NaturalSettings):
     """Trust region policy optimisation: the natural step, backtracked until the true KL and gain agree."""
 
     name: ClassVar[str] = "trpo"
+    radius: float = setting(0.04, _RADIUS, above=0)
     divergence: Literal["kl", "reverse-kl"] = setting("kl", _DIVERGENCE)
     backtracks: int = setting(10, "The most times that a refused candidate is shortened.", at_least=0)
     shrink: float = setting(0.8, "Factor by which a refused candidate is shortened.", above=0, below=1)
@@ -232,6 +233,12 @@ class Network(Settings):
     kernels: tuple[int, ...] | None = setting(None, _KERNELS, at_least=1, at_most=256)
     strides: tuple[int, ...] | None = setting(None, _STRIDES, at_least=1, at_most=256)
     log_std: float = setting(-1.0, "Initial log standard deviation of a Gaussian policy.", at_least=-20, at_most=5)
+    least_log_std: float = setting(
+        -2.0,
+        "No log standard deviation falls below this, so that a KL radius leaves the mean room.",
+        at_least=-20,
+        at_most=5,
+    )
     normalise: bool = setting(True, "Normalise observations by their running mean and standard deviation.")
 
 
@@ -334,6 +341,15 @@ class Run(Settings):
         "evaluations.jsonl. By default only in the end.",
         at_least=1,
     )
+    anneal: float = setting(
+        0.05,
+        "Share of the trust region (of the radius, or of a step size's square) left at the run's end; 1 keeps all.",
+        above=0,
+        at_most=1,
+    )
+    anneal_from: float = setting(
+        0.4, "Share of the run after which the trust region shrinks, linearly.", at_least=0, below=1
+    )
     keep_batches: int = setting(
         0,
         "Updates whose inputs are kept for `surefoot replay`, spread evenly over the run, its first and last among "
@@ -350,6 +366,11 @@ class Run(Settings):
     def check_together(self) -> None:
         """Refuse settings that are legal alone but not together. Raises SettingError."""
         _ = self.held_out
+        if self.network.log_std < self.network.least_log_std:
+            raise SettingError(
+                f"log_std must be at least least_log_std, {self.network.least_log_std:g}, "
+                f"but {self.network.log_std:g} came; lower both"
+            )
         for name, hidden in (("hidden", self.network.hidden), ("critic_hidden", self.critic.hidden)):
             weights = sum(before * after for before, after in pairwise(hidden))
             if weights > _MOST_WEIGHTS:

@@ -248,8 +248,9 @@ def _check(observation: Any, mask: np.ndarray | None, layout: Any, space: Any) -
 
 def _check_spaces(agent: Agent, simulator: GymnasiumSimulator | FunctionalEnvironment, name: str) -> None:
     """Raise SettingError where the environments are not those that the agent was trained for."""
-    found = (make_encoder(simulator.observation_space), *make_head(simulator.action_space))
-    if found != (agent.policy.encoder, agent.policy.head, agent.policy.action_map):
+    encoder, (head, action_map) = make_encoder(simulator.observation_space), make_head(simulator.action_space)
+    policy = agent.policy
+    if (encoder, head) != (policy.encoder, policy.head) or not action_map.fits(policy.action_map):
         raise SettingError(
             f"environment {name!r} has the spaces {one_line(simulator.observation_space)} and "
             f"{one_line(simulator.action_space)}, but the agent was trained for "

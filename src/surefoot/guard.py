@@ -7,10 +7,9 @@ unused, and the radius is halved. It grows back slowly, as the harm may have bee
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import equinox as eqx
-import numpy as np
 
 from surefoot.errors import SettingError
 from surefoot.rules import Rule
@@ -25,17 +24,25 @@ LEAST = 2.0**-10
 AnyRule = TypeVar("AnyRule", bound=Rule)
 
 
-def careful(rule: AnyRule, share: float) -> AnyRule:
+_LENGTHS = ("radius", "eta", "step_size")
+
+
+def steerable(rule: Rule) -> bool:
+    """Whether the rule has something that says how far it steps."""
+    return any(getattr(rule, name, None) is not None for name in _LENGTHS)
+
+
+def careful(rule: AnyRule, share: Any) -> AnyRule:
     """The rule with `share` of its trust region.
 
     A radius is taken times `share`; a step size or `eta` times sqrt(share), as the KL grows with the square of a
-    step. Rules that only steer towards their radius have both. Raises SettingError for a rule that has neither.
+    step. Rules that only steer towards their radius have both. The share, and the rule's, may be traced. Raises
+    SettingError for a rule that has neither.
     """
-    factors = {"radius": share, "eta": np.sqrt(share), "step_size": np.sqrt(share)}
-    found = {name: factor for name, factor in factors.items() if getattr(rule, name, None) is not None}
-    if not found:
+    if not steerable(rule):
         raise SettingError(f"guard needs a rule with a radius, eta or step_size, but {type(rule).__name__} has none")
-    lengths = [np.asarray(getattr(rule, name)) * factor for name, factor in found.items()]
+    found = [name for name in _LENGTHS if getattr(rule, name, None) is not None]
+    lengths = [getattr(rule, name) * (share if name == "radius" else share**0.5) for name in found]
     return eqx.tree_at(lambda r: [getattr(r, name) for name in found], rule, lengths)
 
 

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from surefoot import config
+from surefoot.annealing import annealed, remaining
 from surefoot.batch import Batch, Trajectory
 from surefoot.critic import Critic, CriticReport, CriticState, make_critic
-from surefoot.guard import careful, did_harm, next_share
+from surefoot.guard import careful, did_harm, next_share, steerable
 from surefoot.kept import Inputs, due
 from surefoot.policy import NeuralPolicy, make_policy
 from surefoot.rules import Memory, Rule, UpdateReport
@@ -68,6 +69,7 @@ class Learner(NamedTuple):
         returns: return so far of each environment's running episode, [N].
         previous: the last update, not judged yet.
         share: of the trust region that the guard leaves, in (0, 1].
+        steps: of experience so far, int32; stops at 2^31 - 1.
         key: split once an update, never reused.
     """
 
@@ -77,6 +79,7 @@ class Learner(NamedTuple):
     returns: Float[Array, " N"]
     previous: Previous
     share: Float[Array, ""]
+    steps: Int[Array, ""]
     key: PRNGKeyArray
 
 
@@ -105,7 +108,8 @@ def begin(source: Source, rule: Rule, run: config.Run, dtype: np.dtype | type = 
     nothing = jax.device_put(np.zeros(source.envs, dtype))
     one = jax.device_put(np.ones((), dtype))
     previous = Previous(policy, memory, critic.critic, nothing, nothing)
-    return Learner(policy, memory, critic, nothing, previous, one, key), source.reset(source_key)
+    none = jax.device_put(np.zeros((), np.int32))
+    return Learner(policy, memory, critic, nothing, previous, one, none, key), source.reset(source_key)
 
 
 class Told(NamedTuple):
@@ -159,7 +163,9 @@ def iterate(
     judged = time.perf_counter()
 
     share = float(learner.share)
-    rule = careful(rule, share) if run.certification.guard else rule
+    # Rounded as it is kept, so that a replay of the update takes the same step.
+    remains = np.float32(share * remaining(run, int(learner.steps)))
+    rule = careful(rule, float(remains)) if run.certification.guard or steerable(rule) else rule
     updated = _update(rule, run, learner, trajectory, batch, update_key, idle=undone)
     report = jax.device_get(updated.report)
     moved = time.perf_counter()
@@ -167,7 +173,7 @@ def iterate(
     inputs = None
     if due(run, steps, steps + int(np.sum(~flags[0]))):
         seen, key_of_rule = seen_stage(trajectory, batch, update_key, held=run.held_out, idle=undone)
-        inputs = Inputs(learner.policy, learner.memory, learner.share, seen, key_of_rule)
+        inputs = Inputs(learner.policy, learner.memory, jnp.asarray(remains), seen, key_of_rule)
     coverage = _coverage(flags, discount)
     movement = None
     if report.accepted and not undone and coverage[1] is None:
@@ -184,7 +190,7 @@ def iterate(
         "update_seconds": (estimated - waited) + (moved - judged),
         "certify_seconds": (judged - estimated) + (certified - moved),
     }
-    learned = _learned(learner, estimates, updated, fitted, key)
+    learned = _learned(learner, estimates, updated, fitted, key, learner.steps)
     if undone:
         nothing = jnp.zeros_like(previous.total)
         learned = learned._replace(
@@ -194,7 +200,8 @@ def iterate(
             previous=learned.previous._replace(total=nothing, mass=nothing),
         )
     share = next_share(share, undone=undone)
-    learned = learned._replace(share=jax.device_put(np.float32(share)))
+    experience = _saturating(int(learner.steps), row["experience"])
+    learned = learned._replace(share=jax.device_put(np.float32(share)), steps=jax.device_put(np.int32(experience)))
     return learned, state, Iteration(row, returns, judgement, inputs)
 
 
@@ -208,17 +215,20 @@ def learn(
     key, update_key, critic_key = keys
     batch, estimates = estimate_stage(learner.policy, learner.critic.critic, learner.returns, trajectory, run.estimator)
     discount, previous = run.estimator.discount, learner.previous
+    rule = annealed(rule, run, learner.steps)
     after = frozen_error(previous.critic, trajectory, batch.weight, discount)
     updated = _update(rule, run, learner, trajectory, batch, update_key)
     movement = movement_stage(updated.policy, trajectory, batch, estimates, discount)
     fitted, critic_report = critic_stage(learner.critic, run.critic, trajectory, batch, estimates.target, critic_key)
     told = _told(rule, _flags(trajectory), estimates, previous, after, updated, movement)
-    return _learned(learner, estimates, updated, fitted, key), told, critic_report
+    steps = _saturating(learner.steps, jnp.sum(~jnp.asarray(trajectory.reset)))
+    return _learned(learner, estimates, updated, fitted, key, steps), told, critic_report
 
 
 def told_of(told: Told, critic_report: CriticReport, rule: Rule, run: config.Run) -> Iteration:
     """The iteration that `learn` made, once it is fetched from the device. Its row has no times."""
-    told = told._replace(radius=_radius(rule))  # as it was said, and not as the device rounds it
+    if run.anneal == 1:
+        told = told._replace(radius=_radius(rule))  # as it was said, and not as the device rounds it
     judgement, _ = judge(told.before, told.after, run)
     coverage = _coverage(told.flags, run.estimator.discount)
     critic_report = jax.tree.map(float, critic_report)
@@ -279,7 +289,9 @@ def _told(
     )
 
 
-def _learned(learner: Learner, estimates: Estimates, updated: Updated, critic: CriticState, key: Any) -> Learner:
+def _learned(
+    learner: Learner, estimates: Estimates, updated: Updated, critic: CriticState, key: Any, steps: Any
+) -> Learner:
     """The learner after its update, which the next iteration judges; nothing where nothing moved."""
     sums = jax.tree.map(lambda x: jnp.where(updated.report.accepted, x, 0), estimates.sums)
     return Learner(
@@ -289,10 +301,18 @@ def _learned(learner: Learner, estimates: Estimates, updated: Updated, critic: C
         returns=estimates.episode_return[-1],
         previous=Previous(learner.policy, learner.memory, learner.critic.critic, *sums),
         share=learner.share,
+        steps=steps,
         key=key,
     )
 
 
+def _saturating(steps: Any, more: Any) -> Any:
+    """steps + more, but at most the largest number of 32 bits: a longer run anneals no further."""
+    room = _MOST_STEPS - steps
+    return steps + (jnp.minimum(more, room) if isinstance(room, jax.Array) else min(more, room))
+
+
+_MOST_STEPS = 2**31 - 1
 _NO_STEP = "no step was taken"
 _CHECKS = ("reward_mean", "reward_std", "reward_largest", "first_ratio_error", "action_saturation")
 _TIMES = ("collect_seconds", "critic_seconds", "update_seconds", "certify_seconds")

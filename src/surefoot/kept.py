@@ -32,7 +32,7 @@ class Inputs(NamedTuple):
     Attributes:
         policy: the one before the update, with its normaliser.
         memory: the rule's before it.
-        share: of the trust region that the guard had left.
+        share: of the trust region that annealing and the guard had left.
         batch: as the rule saw it, without what was held out.
         key: as the rule was given it.
     """

@@ -63,6 +63,12 @@ class Perceptron(eqx.Module):
         """The outputs for inputs of any leading axes."""
         return self.function()(x)
 
+    def with_inputs(self, scale: Float[Array, " fan_in"], shift: Float[Array, " fan_in"]) -> Perceptron:
+        """The perceptron that makes of x what this one makes of scale * x + shift: its first layer takes both over."""
+        first, bias = self.weights[0], self.biases[0]
+        changed = scale[:, None] * first, bias + shift @ first
+        return eqx.tree_at(lambda p: (p.weights[0], p.biases[0]), self, changed)
+
     @property
     def dense(self) -> Perceptron:
         """The fully connected layers, of which the last gives the outputs: all of it."""
@@ -148,6 +154,15 @@ class Normaliser(eqx.Module):
         mean = self.mean + share * shift
         variance = (1 - share) * self.variance + share * spread + share * (1 - share) * shift**2
         return Normaliser(mean, variance, total, self.active)
+
+    def seen_by(self, other: Normaliser) -> tuple[Float[Array, " width"], Float[Array, " width"]]:
+        """(scale, shift) such that what this one gives is scale times what `other` gives, plus shift, but for clipping.
+
+        Where this one has seen nothing yet, or a feature is not active: 1 and 0.
+        """
+        counts = jnp.asarray(self.active) & (self.count > 0)
+        scale = jnp.where(counts, other.std / self.std, 1)
+        return scale, jnp.where(counts, (other.mean - self.mean) / self.std, 0)
 
 
 def normalised(features: Any, mean: Any, std: Any, active: np.ndarray | None) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
@@ -15,7 +16,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from surefoot import config
 from surefoot.convolution import Network, make_network
 from surefoot.distributions import Categorical, Distribution
-from surefoot.networks import Normaliser, normalised
+from surefoot.networks import Normaliser, Perceptron, normalised
 from surefoot.spaces import ActionMap, Encoder, Head, make_encoder, make_head
 
 
@@ -34,13 +35,22 @@ class Policy(eqx.Module):
     def trainable(self) -> Any:
         """A tree of bools with this policy's structure."""
 
+    @abstractmethod
+    def bounded(self) -> Policy:
+        """The policy with its parameters within their bounds; on a bound the derivative is that of what lies within."""
+
 
 class NeuralPolicy(Policy):
-    """A network on normalised observations; Gaussian policies have one log std a dimension, free of state."""
+    """A network on normalised observations; Gaussian policies have one log std a dimension, free of state.
+
+    It does not fall below `least_log_std`. KL is measured in standard deviations: where they have all but vanished, a
+    trust region of the usual radius lets the mean no longer move, and a policy that has to mend something cannot.
+    """
 
     normaliser: Normaliser
     network: Network
     log_std: Float[Array, " D"] | None
+    least_log_std: float = eqx.field(static=True)
     encoder: Encoder = eqx.field(static=True)
     head: Head = eqx.field(static=True)
     action_map: ActionMap = eqx.field(static=True)
@@ -55,10 +65,28 @@ class NeuralPolicy(Policy):
         everything = jax.tree.map(eqx.is_inexact_array, self)
         return eqx.tree_at(lambda p: p.normaliser, everything, jax.tree.map(lambda _: False, self.normaliser))
 
+    def bounded(self) -> NeuralPolicy:
+        """With no log standard deviation below the least one."""
+        if self.log_std is None:
+            return self
+        within = jnp.where(self.log_std < self.least_log_std, self.least_log_std, self.log_std)
+        return eqx.tree_at(lambda p: p.log_std, self, within.astype(self.log_std.dtype))
+
     def observed(self, observation: Any, real: Bool[Array, ...]) -> NeuralPolicy:
-        """The same policy with a normaliser that has also seen these observations where `real`."""
+        """The same policy with a normaliser that has also seen these observations where `real`.
+
+        The first layer makes up for how the normaliser moved, so that observations inside its clip lead to the same
+        actions as before: what moves the policy is the rule alone, within its trust region. (That it does so matters
+        most where the standard deviation has become small and a KL is quickly large.) The very first observations do
+        set the scale of the network's inputs, as a policy that has learned nothing has nothing to lose; and so do all
+        where the features are an image, whose pixels share their weights.
+        """
         features = self.encoder(observation, self.normaliser.mean.dtype)
-        return eqx.tree_at(lambda p: p.normaliser, self, self.normaliser.observe(features, real))
+        normaliser = self.normaliser.observe(features, real)
+        network = self.network
+        if any(self.normaliser.active) and isinstance(network, Perceptron):
+            network = network.with_inputs(*self.normaliser.seen_by(normaliser))
+        return eqx.tree_at(lambda p: (p.normaliser, p.network), self, (normaliser, network))
 
 
 class TabularPolicy(Policy):
@@ -90,6 +118,10 @@ class TabularPolicy(Policy):
         """Every logit."""
         every: Any = True
         return TabularPolicy(every)
+
+    def bounded(self) -> TabularPolicy:
+        """The same: every logit is lawful."""
+        return self
 
     def probabilities(self) -> Float[Array, "N A"]:
         """Action probabilities as NumPy float64; above 0 for every finite logit, also where the exponential is not."""
@@ -163,6 +195,7 @@ def make_policy(
         normaliser=Normaliser.identity(encoder.normalised & network.normalise, dtype),
         network=make_network(encoder, network, head.outputs, final_gain=0.01, key=key, dtype=dtype),
         log_std=jax.device_put(np.full(head.outputs, network.log_std, dtype)) if head.gaussian else None,
+        least_log_std=network.least_log_std,
         encoder=encoder,
         head=head,
         action_map=action_map,
@@ -170,7 +203,7 @@ def make_policy(
 
 
 def flatten(policy: Policy) -> tuple[Float[Array, " P"], Callable[[Float[Array, " P"]], Policy]]:
-    """The trainable parameters theta as one vector, and the policy as a function of theta.
+    """The trainable parameters theta as one vector, and the policy as a function of theta, within its bounds.
 
     Everything that is not trainable is closed over as it is.
     """
@@ -178,6 +211,6 @@ def flatten(policy: Policy) -> tuple[Float[Array, " P"], Callable[[Float[Array, 
     theta, unflatten = ravel_pytree(parameters)
 
     def rebuild(theta: Float[Array, " P"]) -> Policy:
-        return eqx.combine(unflatten(theta), rest)
+        return eqx.combine(unflatten(theta), rest).bounded()
 
     return theta, rebuild

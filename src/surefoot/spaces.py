@@ -282,6 +282,12 @@ class ActionMap:
         mapped = xp.minimum(xp.maximum(centre + half * action, low), high)
         return mapped.reshape((*action.shape[:-1], *self.shape))
 
+    def fits(self, other: ActionMap) -> bool:
+        """Whether it is the other one but for how bounds are rounded: EnvPool has some of Gymnasium's in 64 bits."""
+        rounded = [(each.low, each.high) for each in (self, other)]
+        mine, others = ([None if x is None else np.float32(x).tolist() for x in bounds] for bounds in rounded)
+        return (self.shape, self.start, mine) == (other.shape, other.start, others)
+
     def saturated(self, action: Array) -> Array:
         """Which coordinates of sampled Box actions are cut off at a bound: bool, like `action`; else False."""
         if self.low is None or self.high is None:

@@ -50,7 +50,7 @@ def _as_tree(kind: type, *leaves: str) -> None:
 
 _as_tree(config.Estimator, "discount", "gae_lambda")
 _as_tree(config.Critic, "step_size")
-_as_tree(config.Run, "estimator", "critic")
+_as_tree(config.Run, "steps", "anneal", "anneal_from", "estimator", "critic")
 
 _DRIFT_ROWS = 256  # on which the normaliser's movement is measured
 

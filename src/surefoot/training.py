@@ -327,7 +327,7 @@ def _compiled(source: FunctionalSource, rule: Rule, run: config.Run) -> Onward:
         spent = time.perf_counter() - begun
         pace, last = None if last is None else count / spent, made
         if before is not None and each and due(run, standing.steps, standing.steps + each[0].row["experience"]):
-            each[0] = each[0]._replace(inputs=inputs_again(source, *before, run.estimator, run.held_out))
+            each[0] = each[0]._replace(inputs=inputs_again(source, *before, numbers.run))
         return further(standing, each, made.learner, made.state, begun - started, spent)
 
     return onward
