@@ -34,6 +34,7 @@ ORDER = [
     ["tabular"],
     ["certificate", "sampled_certificate"],
     ["guard"],
+    ["annealing"],
     ["improvement"],
     ["record"],
     ["checkpoint"],

@@ -32,7 +32,7 @@ def close(one, other):
 
 @pytest.mark.parametrize(("name", "rule"), [("walk", "trpo"), pytest.param("push", "ppo", marks=pytest.mark.long)])
 def test_a_chunk_is_the_iterations_that_the_host_makes(name, rule):
-    run = config.make_run(**{**TINY, "holdout": 0.25})
+    run = config.make_run(**{**TINY, "holdout": 0.25, "steps": 1000, "anneal_from": 0.0})
     source, rule = make_source(f"functional_probes:{name}", run.collection), make_rule(rule)
     learner, state = begin(source, rule, run)
     begun = copied((learner, state))
@@ -42,6 +42,7 @@ def test_a_chunk_is_the_iterations_that_the_host_makes(name, rule):
         learner, state, hosts = iterate(source, rule, run, learner, state)
         one, other = (settled(made.row) | made.judgement for made in (mine, hosts))
         assert {key for key in one if key not in TIMES and not close(one[key], other[key])} == set()
+        assert one["radius"] == pytest.approx(other["radius"], rel=1e-6, nan_ok=True)
         assert all(one[key] is None for key in TIMES & one.keys())
         np.testing.assert_allclose(mine.returns, hosts.returns, rtol=1e-4)
 

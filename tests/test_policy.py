@@ -82,3 +82,65 @@ def test_an_action_that_underflows_is_not_impossible(x64):
     mdp = sf.tabular.MDP(np.ones((1, 3, 1)), np.array([[1.0, 0.0, 0.0]]), 0.9, 0)
     before = TabularPolicy(np.array([[0.0, -500.0, -np.inf]]))
     assert sf.certify(before, table, mdp).mean_kl < 1e-200
+
+
+def box_policy(key, dtype, **network):
+    space = spaces.Box(-np.inf, np.inf, (3,))
+    return make_policy(space, spaces.Box(-1, 1, (2,)), config.Network(**{"hidden": (8,), **network}), key, dtype)
+
+
+def far(rng, count, dtype):
+    """Observations whose mean and spread are nothing like 0 and 1."""
+    return rng.normal(size=(count, 3), loc=[5, -200, 0.01], scale=[0.1, 30, 1e-3]).astype(dtype)
+
+
+def test_what_the_normaliser_sees_later_moves_no_action(key, rng, dtype):
+    policy = box_policy(key, dtype)
+    first, later = far(rng, 100, dtype), 1.5 * far(rng, 300, dtype)
+    policy = policy.observed(first, np.ones(100, bool))
+    seen = policy.observed(later, np.ones(300, bool))
+    assert np.all(np.asarray(seen.normaliser.std) > 1.1 * np.asarray(policy.normaliser.std))
+    tolerance = 1e-3 if dtype == np.float32 else 1e-10
+    moved = np.asarray(policy(first).kl(seen(first)))
+    np.testing.assert_allclose(moved, 0, atol=tolerance**2)
+    np.testing.assert_allclose(
+        seen(first).mean, policy(first).mean, atol=tolerance * float(jnp.abs(policy(first).mean).max())
+    )
+
+
+def test_what_the_normaliser_sees_first_sets_the_scale(key, rng, x64):
+    policy = box_policy(key, np.float64)
+    first = far(rng, 100, np.float64)
+    seen = policy.observed(first, np.ones(100, bool))
+    for before, after in zip(policy.network.weights, seen.network.weights, strict=True):
+        np.testing.assert_array_equal(before, after)
+    features = seen.normaliser(first)
+    np.testing.assert_allclose([features.mean(), features.std()], [0, 1], atol=0.01)
+
+
+def test_rows_that_are_not_real_and_features_that_are_not_normalised_change_nothing(key, rng, x64):
+    policy = make_policy(OBSERVATION, ACTIONS["box"], config.Network(hidden=(8,)), key, np.float64)
+    policy = policy.observed(observations(rng, 50), np.ones(50, bool))
+    unseen = policy.observed(observations(rng, 50), np.zeros(50, bool))
+    for one, other in zip(jax.tree.leaves(policy), jax.tree.leaves(unseen), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12)
+    seen = policy.observed(observations(rng, 500), np.ones(500, bool))
+    np.testing.assert_array_equal(policy.network.weights[0][3:], seen.network.weights[0][3:])  # the one-hot ones
+
+
+def test_no_step_takes_a_log_std_below_the_least_one_and_one_on_it_can_rise(key, dtype):
+    policy = box_policy(key, dtype, log_std=-1.0, least_log_std=-1.5)
+    theta, rebuild = flatten(policy)
+    low = rebuild(theta - 3)
+    np.testing.assert_array_equal(low.log_std, np.full(2, -1.5, dtype))
+    assert low.log_std.dtype == dtype
+    on_it, again = flatten(low)
+    slope = jax.grad(lambda t: jnp.sum(again(t).log_std))(on_it)
+    assert float(jnp.sum(slope)) == pytest.approx(2)
+    np.testing.assert_allclose(again(on_it + 0.25).log_std, -1.25, rtol=1e-6)
+
+
+def test_a_first_log_std_below_the_least_is_refused():
+    with pytest.raises(sf.SettingError, match="log_std must be at least least_log_std, -2, but -3 came"):
+        config.make_run(log_std=-3.0)
+    config.make_run(log_std=-3.0, least_log_std=-4.0)

@@ -626,3 +626,10 @@ def test_a_run_through_ends_in_which_nothing_is_allowed_stays_finite(tmp_path):
     skipped = (str, dict, type(None))  # reasons why something is null, bounds by name
     numbers = [value for row in rows for key, value in row.items() if not isinstance(value, skipped)]
     assert np.isfinite(np.concatenate([np.ravel(number).astype(float) for number in numbers])).all()
+
+
+@pytest.mark.skipif("envpool" not in SOURCES, reason="there is not a wheel of envpool for every machine")
+def test_what_was_trained_on_envpool_is_evaluated_on_gymnasium_though_bounds_are_rounded(tmp_path):
+    """EnvPool's Humanoid has action bounds of 64 bits, Gymnasium's of 32."""
+    run = sf.train("Humanoid-v5", "pg", steps=60, out=tmp_path / "run", progress=False, **TINY)
+    assert np.isfinite(run.evaluation["return"]["mean"])

@@ -298,3 +298,28 @@ def test_an_unsupported_action_space_is_refused_in_one_line_that_says_what_is_su
 def test_an_unsupported_space_is_not_described(space):
     with pytest.raises(UnsupportedSpace):
         describe(space)
+
+
+PUSH = spaces.Box(-0.4, 0.4, (2,), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("other", "fits"),
+    [
+        (PUSH, True),
+        (spaces.Box(-0.4, 0.4, (2,), np.float64), True),  # 0.4 in 32 bits is another number
+        (spaces.Box(-0.4, 0.41, (2,), np.float64), False),
+        (spaces.Box(-0.4, 0.4, (1, 2), np.float32), False),
+        (spaces.Box(-np.inf, 0.4, (2,), np.float32), False),
+        (spaces.Discrete(2), False),
+    ],
+)
+def test_bounds_that_differ_by_rounding_fit(other, fits):
+    assert make_head(PUSH)[1].fits(make_head(other)[1]) is fits
+    assert make_head(other)[1].fits(make_head(PUSH)[1]) is fits
+
+
+def test_whole_numbers_that_begin_elsewhere_do_not_fit():
+    one, other = (make_head(spaces.Discrete(3, start=start))[1] for start in (0, 1))
+    assert one.fits(one)
+    assert not one.fits(other)
