@@ -284,8 +284,7 @@ class ActionMap:
 
     def fits(self, other: ActionMap) -> bool:
         """Whether it is the other one but for how bounds are rounded: EnvPool has some of Gymnasium's in 64 bits."""
-        rounded = [(each.low, each.high) for each in (self, other)]
-        mine, others = ([None if x is None else np.float32(x).tolist() for x in bounds] for bounds in rounded)
+        mine, others = (_in_32_bits(each.low) + _in_32_bits(each.high) for each in (self, other))
         return (self.shape, self.start, mine) == (other.shape, other.start, others)
 
     def saturated(self, action: Array) -> Array:
@@ -297,6 +296,10 @@ class ActionMap:
         below = np.where(bounded, -1.0, low).astype(action.dtype)
         above = np.where(bounded, 1.0, high).astype(action.dtype)
         return (action < below) | (action > above)
+
+
+def _in_32_bits(bounds: tuple[float, ...] | None) -> list[Any]:
+    return [None] if bounds is None else np.asarray(bounds, np.float32).tolist()
 
 
 @functools.cache
