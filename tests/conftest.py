@@ -2,6 +2,7 @@
 
 import os
 import zlib
+from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "agg")
 # What earlier runs compiled must not decide what a test sees.
@@ -30,6 +31,17 @@ settings.register_profile(
     derandomize="SUREFOOT_TEST_EXPLORE" not in os.environ,
 )
 settings.load_profile("surefoot")
+
+
+_MOST_MAPPED = 30_000  # of the 65,530 that Linux lets a process map by default
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _room_for_programs():
+    """Forget what was compiled before it is too much: each program is mapped, and LLVM crashes past the limit."""
+    mapped = Path("/proc/self/maps")
+    if mapped.exists() and mapped.read_bytes().count(b"\n") > _MOST_MAPPED:
+        jax.clear_caches()
 
 
 @pytest.fixture

@@ -183,7 +183,8 @@ def test_a_normaliser_that_drifts_within_an_iteration_shows_in_the_first_ratio()
     assert row["first_ratio_error"] < 1e-5
     assert row["normaliser_kl"] > 0
     trajectory, _ = source.collect(learner.policy, state, jax.random.key(1))
-    drifted = learner.policy.observed(trajectory.observation, np.ones((17, 4), bool))
+    early = learner.policy.observed(trajectory.observation, np.ones((17, 4), bool)).normaliser
+    drifted = eqx.tree_at(lambda p: p.normaliser, learner.policy, early)
     for policy, wrong in ((learner.policy, False), (drifted, True)):
         _, estimates = estimate_stage(policy, learner.critic.critic, learner.returns, trajectory, run.estimator)
         assert (float(estimates.first_ratio_error) > 1e-4) == wrong
