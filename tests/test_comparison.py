@@ -50,7 +50,7 @@ def undrawn(monkeypatch):
     ("rule", "label"),
     [
         (config.TRPO(), "trpo"),
-        (config.TRPO(radius=0.02, subsample=0.2), "trpo"),  # the defaults, said aloud
+        (config.TRPO(radius=0.04, subsample=0.2), "trpo"),  # the defaults, said aloud
         (config.TRPO(radius=0.05), "trpo_radius0.05"),
         (config.KLPenalty(stop=None, adapt="sqrt"), "kl-penalty_adaptsqrt_stopnone"),
         (config.PPO(step_size=1e-05, standardise=False), "ppo_step_size1e-05_standardiseFalse"),
