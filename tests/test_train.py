@@ -43,7 +43,8 @@ def rows_without_times(path):
 
 @pytest.mark.parametrize("rule", ["trpo", *(pytest.param(name, marks=pytest.mark.long) for name in ("npg", "pg"))])
 def test_every_rule_learns_cartpole(rule, tmp_path):
-    run = sf.train("CartPole-v1", rule, steps=30_000, seed=0, out=tmp_path / "run", progress=False)
+    steps = 60_000 if rule == "pg" else 30_000  # a radius of .003 that is annealed takes the gradient only so far
+    run = sf.train("CartPole-v1", rule, steps=steps, seed=0, out=tmp_path / "run", progress=False)
     told = history.read(run.path)
     early, late = told.column("return_mean")[:2].mean(), np.nanmax(told.column("return_mean")[-8:])
     assert early < 60
