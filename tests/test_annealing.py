@@ -57,14 +57,14 @@ def test_it_never_grows_and_never_vanishes(anneal, begins, steps, shares):
 )
 def test_a_radius_shrinks_with_the_share_and_a_step_with_its_root(rule, lengths):
     run = config.make_run(steps=100, anneal=0.25, anneal_from=0.5)
-    late = annealed(rule, run, 100)
+    late = annealed(rule, remaining(run, 100))
     assert {name: float(getattr(late, name)) for name in lengths} == pytest.approx(lengths)
-    assert annealed(rule, run, 50).settings() == rule.settings()
+    assert annealed(rule, remaining(run, 50)).settings() == rule.settings()
 
 
 def test_a_rule_without_a_length_stays_as_it_is():
     rule = PI()
-    assert annealed(rule, config.make_run(steps=100), 100) is rule
+    assert annealed(rule, 0.05) is rule
 
 
 @pytest.mark.parametrize(("name", "value"), [("anneal", 0), ("anneal", 1.1), ("anneal_from", 1), ("anneal_from", -0.1)])

@@ -25,6 +25,6 @@ def remaining(run: config.Run, steps: Any) -> Any:
     return 1 - (1 - run.anneal) * xp.clip(late, 0, 1)
 
 
-def annealed(rule: AnyRule, run: config.Run, steps: Any) -> AnyRule:
-    """The rule with what remains of its trust region; as it is where it has nothing to shorten."""
-    return careful(rule, remaining(run, steps)) if steerable(rule) else rule
+def annealed(rule: AnyRule, share: Any) -> AnyRule:
+    """The rule with this share of its trust region, which may be traced; as it is where it has nothing to shorten."""
+    return careful(rule, share) if steerable(rule) else rule

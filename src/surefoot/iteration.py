@@ -12,9 +12,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from surefoot import config
 from surefoot.annealing import annealed, remaining
+from surefoot.arrays import namespace
 from surefoot.batch import Batch, Trajectory
 from surefoot.critic import Critic, CriticReport, CriticState, make_critic
-from surefoot.guard import careful, did_harm, next_share, steerable
+from surefoot.guard import did_harm, next_share
 from surefoot.kept import Inputs, due
 from surefoot.policy import NeuralPolicy, make_policy
 from surefoot.rules import Memory, Rule, UpdateReport
@@ -165,7 +166,7 @@ def iterate(
     share = float(learner.share)
     # Rounded as it is kept, so that a replay of the update takes the same step.
     remains = np.float32(share * remaining(run, int(learner.steps)))
-    rule = careful(rule, float(remains)) if run.certification.guard or steerable(rule) else rule
+    rule = annealed(rule, float(remains))
     updated = _update(rule, run, learner, trajectory, batch, update_key, idle=undone)
     report = jax.device_get(updated.report)
     moved = time.perf_counter()
@@ -190,7 +191,8 @@ def iterate(
         "update_seconds": (estimated - waited) + (moved - judged),
         "certify_seconds": (judged - estimated) + (certified - moved),
     }
-    learned = _learned(learner, estimates, updated, fitted, key, learner.steps)
+    taken = jax.device_put(np.int32(_further(np.asarray(learner.steps), row["experience"])))
+    learned = _learned(learner, estimates, updated, fitted, key, taken)
     if undone:
         nothing = jnp.zeros_like(previous.total)
         learned = learned._replace(
@@ -200,8 +202,7 @@ def iterate(
             previous=learned.previous._replace(total=nothing, mass=nothing),
         )
     share = next_share(share, undone=undone)
-    experience = _saturating(int(learner.steps), row["experience"])
-    learned = learned._replace(share=jax.device_put(np.float32(share)), steps=jax.device_put(np.int32(experience)))
+    learned = learned._replace(share=jax.device_put(np.float32(share)))
     return learned, state, Iteration(row, returns, judgement, inputs)
 
 
@@ -215,14 +216,14 @@ def learn(
     key, update_key, critic_key = keys
     batch, estimates = estimate_stage(learner.policy, learner.critic.critic, learner.returns, trajectory, run.estimator)
     discount, previous = run.estimator.discount, learner.previous
-    rule = annealed(rule, run, learner.steps)
+    rule = annealed(rule, remaining(run, learner.steps))
     after = frozen_error(previous.critic, trajectory, batch.weight, discount)
     updated = _update(rule, run, learner, trajectory, batch, update_key)
     movement = movement_stage(updated.policy, trajectory, batch, estimates, discount)
     fitted, critic_report = critic_stage(learner.critic, run.critic, trajectory, batch, estimates.target, critic_key)
     told = _told(rule, _flags(trajectory), estimates, previous, after, updated, movement)
-    steps = _saturating(learner.steps, jnp.sum(~jnp.asarray(trajectory.reset)))
-    return _learned(learner, estimates, updated, fitted, key, steps), told, critic_report
+    taken = _further(learner.steps, jnp.sum(~jnp.asarray(trajectory.reset)))
+    return _learned(learner, estimates, updated, fitted, key, taken), told, critic_report
 
 
 def told_of(told: Told, critic_report: CriticReport, rule: Rule, run: config.Run) -> Iteration:
@@ -306,10 +307,10 @@ def _learned(
     )
 
 
-def _saturating(steps: Any, more: Any) -> Any:
-    """steps + more, but at most the largest number of 32 bits: a longer run anneals no further."""
-    room = _MOST_STEPS - steps
-    return steps + (jnp.minimum(more, room) if isinstance(room, jax.Array) else min(more, room))
+def _further(steps: Any, experience: Any) -> Any:
+    """The steps after so much more experience, but at most the largest number of 32 bits: a longer run anneals no
+    further."""
+    return steps + namespace(steps).minimum(experience, _MOST_STEPS - steps)
 
 
 _MOST_STEPS = 2**31 - 1

@@ -47,7 +47,7 @@ def kind(rule: Rule, run: config.Run) -> Hashable:
     if run.certification.guard or run.keep_batches:
         return None  # what is decided or kept between two updates, is so on the host
     numbers = numbers_of(rule, run, np.float32)
-    return jax.tree.structure(numbers), run.steps, run.network.least_log_std
+    return jax.tree.structure(numbers), run.steps
 
 
 def train_together(

@@ -16,10 +16,10 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from surefoot import config
+from surefoot.annealing import annealed
 from surefoot.batch import Batch, standardised
 from surefoot.errors import SettingError, did_you_mean
 from surefoot.geometry import Movement, fisher_operator, movement, unmoved
-from surefoot.guard import careful, steerable
 from surefoot.history import read
 from surefoot.kept import Inputs, load
 from surefoot.policy import Policy, flatten
@@ -180,8 +180,7 @@ def replay(run: str | os.PathLike, *, update: int, rules: Iterable[Rule | str] =
     inputs = load(folder, recipe.identity, update, own, settings.network)
     others = [rule for rule in others if rule.settings() != own.settings()]
     starts = [rule.init(inputs.policy) for rule in others]  # refused before anything is compiled
-    if steerable(own):
-        own = careful(own, float(inputs.share))
+    own = annealed(own, float(inputs.share))
     own_name = f"{own.settings_class.name} (run)"
     steps = [_step(own_name, True, own, inputs, inputs.memory)]
     for rule, memory in zip(others, starts, strict=True):

@@ -20,7 +20,7 @@ _FALL_ERRORS = 4.0
 _FALL_SPREADS = 0.5
 _JUMP = 3.0  # times the median update
 _STILL_GOOD = 0.2  # of the rise to the best, or of the fall from it if that is smaller
-_LONG = 0.1  # nats; ten times the usual radius
+_LONG = 0.1  # nats; two and a half times TRPO's first radius
 
 
 def policy_collapsed(record: Record) -> Seen | None:
@@ -207,7 +207,7 @@ SATURATION = Check(
     title="Most sampled actions lie beyond the action bounds and are cut off",
     cause="The Gaussian is far wider than the action space, or its mean has left it: different actions do the same, "
     "and the gradient no longer sees a difference.",
-    remedy="Begin with a smaller --log-std (-1, say); check that the Box's bounds are the ones that the task uses.",
+    remedy="Begin with a smaller --log-std (-2, say); check that the Box's bounds are the ones that the task uses.",
     judge=saturation,
 )
 
