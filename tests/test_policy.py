@@ -108,6 +108,21 @@ def test_what_the_normaliser_sees_later_moves_no_action(key, rng, dtype):
     )
 
 
+def test_a_feature_that_begins_to_vary_blows_no_weight_up(key, rng, dtype):
+    # A contact that nothing had touched: to make up for a standard deviation that goes from 1e-4 to 1 would multiply
+    # the weights by ten thousand, and the policy would hang on that feature alone.
+    policy = box_policy(key, dtype)
+    still, moving = rng.normal(size=(100, 3)).astype(dtype), rng.normal(size=(100, 3)).astype(dtype)
+    still[:, 1] = 0
+    policy = policy.observed(still, np.ones(100, bool))
+    seen = policy.observed(moving, np.ones(100, bool))
+    before, after = np.asarray(policy.network.weights[0]), np.asarray(seen.network.weights[0])
+    np.testing.assert_array_equal(before[1], after[1])
+    assert np.all(before[[0, 2]] != after[[0, 2]])
+    shift = (seen.normaliser.mean - policy.normaliser.mean) / policy.normaliser.std
+    np.testing.assert_allclose(seen.network.biases[0], shift[::2] @ before[::2], rtol=1e-3, atol=1e-6)
+
+
 def test_what_the_normaliser_sees_first_sets_the_scale(key, rng, x64):
     policy = box_policy(key, np.float64)
     first = far(rng, 100, np.float64)

@@ -158,11 +158,13 @@ class Normaliser(eqx.Module):
     def seen_by(self, other: Normaliser) -> tuple[Float[Array, " width"], Float[Array, " width"]]:
         """(scale, shift) such that what this one gives is scale times what `other` gives, plus shift, but for clipping.
 
-        Where this one has seen nothing yet, or a feature is not active: 1 and 0.
+        1 and 0 where this one has seen nothing yet, where a feature is not active, and where the other's standard
+        deviation is more than `CLIP` times this one's: the feature hardly varied so far (a contact that nothing had
+        touched), what it now does lay beyond the clip, and there is nothing to be reproduced by a scale of thousands.
         """
-        counts = jnp.asarray(self.active) & (self.count > 0)
-        scale = jnp.where(counts, other.std / self.std, 1)
-        return scale, jnp.where(counts, (other.mean - self.mean) / self.std, 0)
+        scale = other.std / self.std
+        counts = jnp.asarray(self.active) & (self.count > 0) & (scale <= CLIP)
+        return jnp.where(counts, scale, 1), jnp.where(counts, (other.mean - self.mean) / self.std, 0)
 
 
 def normalised(features: Any, mean: Any, std: Any, active: np.ndarray | None) -> Any:
