@@ -96,7 +96,7 @@ def far(rng, count, dtype):
 
 def test_what_the_normaliser_sees_later_moves_no_action(key, rng, dtype):
     policy = box_policy(key, dtype)
-    first, later = far(rng, 100, dtype), 1.5 * far(rng, 300, dtype)
+    first, later = far(rng, 100, dtype), 1.3 * far(rng, 300, dtype)
     policy = policy.observed(first, np.ones(100, bool))
     seen = policy.observed(later, np.ones(300, bool))
     assert np.all(np.asarray(seen.normaliser.std) > 1.1 * np.asarray(policy.normaliser.std))

@@ -156,7 +156,8 @@ NORMALISER_DRIFT = Check(
     threshold=f"above {_DRIFT:g} of it in more than {_DRIFT_SHARE:.0%} of the updates",
     title="The observation normaliser moves the policy as far as the updates do",
     cause="New statistics of the observations move every action outside the trust region: the first layer makes up for "
-    "them, but not beyond ten standard deviations, where the normaliser clips, nor for images without bounds.",
+    "them, but not beyond ten standard deviations, where the normaliser clips, nor for a feature that "
+    "begins to vary, nor for images without bounds.",
     remedy="Bound or rescale the observations in the environment, or train with --no-normalise; more steps an update "
     "(--envs, --horizon) make its statistics steadier.",
     judge=normaliser_drift,
