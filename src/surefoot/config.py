@@ -232,9 +232,9 @@ class Network(Settings):
     channels: tuple[int, ...] | None = setting(None, _CHANNELS, at_least=1, at_most=4096)
     kernels: tuple[int, ...] | None = setting(None, _KERNELS, at_least=1, at_most=256)
     strides: tuple[int, ...] | None = setting(None, _STRIDES, at_least=1, at_most=256)
-    log_std: float = setting(-1.0, "Initial log standard deviation of a Gaussian policy.", at_least=-20, at_most=5)
+    log_std: float = setting(-0.75, "Initial log standard deviation of a Gaussian policy.", at_least=-20, at_most=5)
     least_log_std: float = setting(
-        -2.0,
+        -1.5,
         "No log standard deviation falls below this, so that a KL radius leaves the mean room.",
         at_least=-20,
         at_most=5,
