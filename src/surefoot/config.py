@@ -293,6 +293,42 @@ class Collection(Settings):
         above=0,
         at_most=1_000_000,
     )
+    workers: int | None = setting(
+        None,
+        "Ray workers that collect, each with its share of the environments, of which there is at least one each; of "
+        "several runs, the workers that each make runs. none: this process.",
+        at_least=1,
+        at_most=65536,
+    )
+    ray_address: str | None = setting(
+        None, "Ray cluster that the workers are on: auto for the one at hand; none: RAY_ADDRESS, or this machine."
+    )
+    worker_seconds: float | None = setting(
+        600.0,
+        "Seconds that a worker may take to begin, or over its share of an update, before another takes its place; "
+        "none: any time.",
+        above=0,
+        at_most=1_000_000,
+    )
+    enough: float = setting(
+        1.0,
+        "Share of an update's transitions with which it goes on: workers that are still at theirs then are stopped, "
+        "and what is missing is made up for by weights. 1 waits for all.",
+        above=0,
+        at_most=1,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.workers is None:
+            for name, given in (("ray_address", self.ray_address is not None), ("enough", self.enough < 1)):
+                if given:
+                    raise SettingError(f"{name} is for workers, but workers is none; say how many, as in workers=4")
+        elif self.workers > self.envs:
+            raise SettingError(
+                f"workers must be at most envs, {self.envs}, each with an environment of its own, but {self.workers} "
+                "came; take more environments"
+            )
 
 
 FEWEST_ENVIRONMENTS = 8
@@ -423,6 +459,9 @@ def make_run(**values: Any) -> Run:
         group, item = known[name]
         check(option_field(name)[0], item, value, called=name)
         (nested[group] if group else arguments)[item] = value
+    collection = nested["collection"]
+    if "envs" not in collection and (workers := collection.get("workers")):
+        collection["envs"] = max(workers, field_of(Collection, "envs").default)
     for group, kind in groups(Run).items():
         arguments[group] = kind(**nested[group])
     run = Run(**arguments)
