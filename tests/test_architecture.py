@@ -54,7 +54,7 @@ ORDER = [
     ["ledger", "replaying"],
     ["training"],
     ["turns"],
-    ["lanes"],
+    ["lanes", "workers"],
     ["course"],
     ["studies"],
     ["lecture"],

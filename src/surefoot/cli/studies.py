@@ -52,6 +52,11 @@ def add_lanes(parser: Any, default: str) -> None:
     )
 
 
+def far(settings: dict[str, Any]) -> dict[str, Any]:
+    """Take out of a study's settings where its runs are made, which is no setting of theirs."""
+    return {name: settings.pop(name) for name in ("workers", "ray_address") if name in settings}
+
+
 def spread(arguments: argparse.Namespace) -> None:
     """Have a study's lanes on all cores, where the process is the command's own."""
     from surefoot.compilation import see_every_core
