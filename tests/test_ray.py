@@ -179,7 +179,7 @@ def killed(processes, times, seed):
             os.kill(chance.choice(found), signal.SIGKILL)
 
 
-def workers_of(pid):
+def workers_of():
     """Processes of Ray's workers that collect, of whichever driver."""
     told = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
     return [int(line.split()[0]) for line in told.splitlines() if "ray::Collector" in line]
@@ -190,7 +190,7 @@ def test_workers_killed_at_random_lose_no_update_and_no_record(times, cluster, t
     environment = partial(probes.Slow, 2)
     settings = SETTINGS | {"steps": 128 * 12 * times, "workers": 4}
     train(probes.Noise, "pg", out=tmp_path / "whole", **settings)
-    killer = threading.Thread(target=killed, args=(lambda: workers_of(None), times, seed), daemon=True)
+    killer = threading.Thread(target=killed, args=(workers_of, times, seed), daemon=True)
     done = threading.Event()
 
     def stop():
@@ -345,3 +345,45 @@ def test_the_command_trains_with_workers_in_an_environment_of_ones_own_and_leave
     assert json.loads(done.stdout)["steps"] >= 200
     assert "ray" not in done.stderr.lower()
     assert history.read(tmp_path / "run").rows[-1]["workers_replaced"] == 0
+
+
+def below(pid):
+    """The processes that descend from this one, it among them."""
+    told = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout
+    pairs = [tuple(map(int, line.split())) for line in told.splitlines()[1:]]
+    found = {pid}
+    while more := {child for child, parent in pairs if parent in found} - found:
+        found |= more
+    return found
+
+
+@pytest.mark.long
+def test_a_driver_that_is_killed_takes_its_workers_along_and_its_run_goes_on(tmp_path):
+    command = [sys.executable, "-m", "surefoot.cli", "train", "CartPole-v1", "--workers", "2", "--envs", "8"]
+    options = "--horizon 16 --hidden 8 --critic-hidden 8 --steps 30000 --checkpoint-seconds 0 --json --out"
+    command += options.split()
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    subprocess.run([*command, str(whole)], check=True, capture_output=True, timeout=300)
+    process = subprocess.Popen([*command, str(parts)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 120
+        while len(list(parts.glob("checkpoints/*"))) < 2 and time.monotonic() < until:
+            time.sleep(0.05)
+        family = below(process.pid)
+        assert len(family) > 3  # Ray has some
+    finally:
+        process.kill()
+        process.wait()
+    until = time.monotonic() + 30
+    while (left := family & set(workers_of())) and time.monotonic() < until:
+        time.sleep(0.5)
+    assert not left  # of Ray's own, two agents take a minute or two longer
+    assert not (parts / "evaluation.json").exists()
+    subprocess.run(
+        [sys.executable, "-m", "surefoot.cli", "resume", str(parts), "--json"],
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+    assert run_rows(parts) == run_rows(whole)
+    assert policy(parts) == policy(whole)
