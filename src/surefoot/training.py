@@ -35,6 +35,7 @@ from surefoot.report.page import write_report
 from surefoot.resuming import Begun, begun_with, newest, refuse_links
 from surefoot.rules import RULES, Rule
 from surefoot.settings import dumps
+from surefoot.sharding import spread_over
 from surefoot.sources import caution, make_source, refuse_foreign_code
 from surefoot.sources.base import Source
 from surefoot.sources.environments import environment_name
@@ -296,7 +297,8 @@ def _onward(source: Source, rule: Rule, run: config.Run) -> Onward:
         return _compiled(source, rule, run)
 
     def onward(standing: Standing, started: float) -> tuple[Standing, list[Iteration]]:
-        learner, state, done = iterate(source, rule, run, standing.learner, standing.state, standing.steps)
+        with spread_over(run.collection.devices):
+            learner, state, done = iterate(source, rule, run, standing.learner, standing.state, standing.steps)
         return further(standing, [done], learner, state, time.perf_counter() - started, 0.0)
 
     return onward
