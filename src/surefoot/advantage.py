@@ -66,7 +66,9 @@ def estimate(
     gae_lambda: Float[Array, ""] | float,
     weighting: Literal["undiscounted", "discounted"] = "undiscounted",
 ) -> tuple[Batch, Float[Array, " B"]]:
-    """The batch of B = T * N rows (time outermost in each device's block) and the value targets A + V, [B], in reward units.
+    """The batch of B = T * N rows and the value targets A + V, [B], in reward units.
+
+    Time is outermost in the rows, or in each device's block of them (`sharding`).
 
     Arguments:
         value: the critic's values of `trajectory.observation`, in reward units.

@@ -160,7 +160,7 @@ def shuffled(key: PRNGKeyArray, count: int, times: int = 1) -> Int[Array, "times
     return (jnp.sort(tagged, axis=1) & mask).astype(jnp.int32)
 
 
-def shuffled_rows(key: PRNGKeyArray, count: int, times: int = 1) -> Int[Array, "times *orders"]:
+def shuffled_rows(key: PRNGKeyArray, count: int, times: int = 1) -> Int[Array, "times ..."]:
     """`shuffled` for the rows of a batch: over D devices each shuffles its own block, [times, D, count/D]."""
     devices = blocks()
     if devices == 1:

@@ -41,6 +41,21 @@ def mesh_of(devices: int) -> Mesh:
     return jax.make_mesh((devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=found[:devices])
 
 
+def check_devices(devices: int | None) -> None:
+    """Refuse a run over more devices than there are, or one that is a part of several processes. Raises SettingError.
+
+    It looks for JAX's devices, and only where more than one is wanted.
+    """
+    if devices is None or devices == 1:
+        return
+    if jax.process_count() > 1:
+        raise SettingError(
+            f"devices must be those of one process, but JAX runs in {jax.process_count()} and {devices} came; "
+            "the stages of an update run in several, a whole run does not"
+        )
+    mesh_of(devices)
+
+
 def spread_over(devices: int | None) -> contextlib.AbstractContextManager[Any]:
     """Within it rows are spread over so many devices; with one, or None, nothing is changed. Raises SettingError."""
     if devices is None or devices == 1:
@@ -111,7 +126,7 @@ def minibatch_size(wanted: int, rows: int) -> int:
     return max(min(wanted, rows) // count, 1) * count
 
 
-def split(order: Array, count: int, size: int) -> Int[Array, "count *rest"]:
+def split(order: Array, count: int, size: int) -> Int[Array, "count ..."]:
     """The order [K] of a pass, or [D, K/D] over D devices, as that of `count` minibatches of `size` rows: [count, size]
     or [count, D, size/D]. What does not fill a minibatch is left out."""
     devices = blocks()

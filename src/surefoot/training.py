@@ -35,7 +35,7 @@ from surefoot.report.page import write_report
 from surefoot.resuming import Begun, begun_with, newest, refuse_links
 from surefoot.rules import RULES, Rule
 from surefoot.settings import dumps
-from surefoot.sharding import spread_over
+from surefoot.sharding import check_devices, spread_over
 from surefoot.sources import caution, make_source, refuse_foreign_code
 from surefoot.sources.base import Source
 from surefoot.sources.environments import environment_name
@@ -106,6 +106,7 @@ def train(
         careful(rule, 1.0)  # refused before anything is made where there is nothing to shorten
     if tensorboard:
         writer_class()  # refused before anything is made where it is not installed
+    check_devices(run.collection.devices)
     keep_compiled_programs()
     source = make_source(environment, run.collection)
     try:
@@ -158,6 +159,7 @@ def resume(
     name = str(recipe.environment)
     refuse_links(folder)
     refuse_foreign_code(folder, name, allowed=allow_env or environment is not None)
+    check_devices(run.collection.devices)
     if tensorboard:
         writer_class()
     told = told or warn

@@ -107,13 +107,18 @@ def make_source(environment: str | Callable[[], Any], settings: config.Collectio
     """The source that `settings.source` names, for a Gymnasium id, `package.module:callable` or a callable.
 
     `auto` takes EnvPool where it has the task and Gymnasium elsewhere. Raises EnvironmentNotFound,
-    UnsupportedSpace.
+    UnsupportedSpace, SettingError.
     """
     if (made := functional_environment(environment)) is not None:
         from surefoot.sources.environments import environment_name
         from surefoot.sources.functional import FunctionalSource
 
         name = environment_name(environment)
+        if (settings.devices or 1) > 1:
+            raise SettingError(
+                f"devices must be 1 for {name}, which is written in JAX and trained in one program, "
+                f"but {settings.devices} came"
+            )
         return FunctionalSource(made, name=name, envs=settings.envs, horizon=settings.horizon)
     named = isinstance(environment, str) and ":" not in environment
     if settings.source == "envpool" and not named:
