@@ -16,10 +16,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
+from surefoot.arrays import bits, is_key
 from surefoot.errors import SettingError
 
 AXIS = "batch"
@@ -69,8 +69,8 @@ def blocks() -> int:
 
 
 def replicated(tree: Any) -> Any:
-    """The tree with all of it on every device."""
-    return tree if blocks() == 1 else jax.device_put(tree, _sharding())
+    """The tree with all of it on every device. Where there are several processes, each has to give the same."""
+    return tree if blocks() == 1 else _put(tree, _sharding())
 
 
 def placed(tree: Any, axis: int = 1) -> Any:
@@ -80,10 +80,7 @@ def placed(tree: Any, axis: int = 1) -> Any:
     """
     if blocks() == 1:
         return jax.device_put(tree)
-    sharding = _sharding(*(None,) * axis, AXIS)
-    if jax.process_count() == 1:
-        return jax.device_put(tree, sharding)
-    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), tree)
+    return _put(tree, _sharding(*(None,) * axis, AXIS))
 
 
 def merged(leaf: Array) -> Array:
@@ -163,6 +160,19 @@ def put(whole: Array, part: Array, begin: Any) -> Array:
 def in_every_block(leaf: Array) -> Array:
     """What holds of the rows [K] of one block, for the rows of all."""
     return leaf if blocks() == 1 else _constrained(jnp.tile(leaf, blocks()), AXIS)
+
+
+def _put(tree: Any, sharding: NamedSharding) -> Any:
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def made(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return leaf  # it is on the devices of all processes already
+        whole = jax.make_array_from_process_local_data(sharding, bits(leaf))
+        return jax.random.wrap_key_data(whole, impl=jax.random.key_impl(leaf)) if is_key(leaf) else whole
+
+    return jax.tree.map(made, tree)
 
 
 def _in_blocks(leaf: Array) -> Array:
