@@ -87,8 +87,8 @@ def ours(task: str, seed: int, steps: int, every: int, rule: str, given: dict[st
     return Plan(None, __version__, task, seed, steps, {k: v for k, v in settings.items() if k not in left_out})
 
 
-_NOT_SETTINGS = ("seed", "steps", "checkpoint_seconds")
-"""Settings of a run that a row tells apart from its settings, or that change no result."""
+_NOT_SETTINGS = ("seed", "steps", "checkpoint_seconds", "workers", "ray_address", "worker_seconds", "enough")
+"""Settings of a run that a row tells apart from its settings, that change no result, or that are of many machines."""
 
 
 def peers_run(peer: str, task: str, seed: int, steps: int, every: int) -> Plan:

@@ -21,6 +21,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+import ray_nodes
+
 # Compilation makes the first example slow; that says nothing about the property. The same code is given the same
 # examples, so that a change is judged by itself and not by chance; SUREFOOT_TEST_EXPLORE=1 draws new ones.
 settings.register_profile(
@@ -77,3 +79,7 @@ def x64():
     """64-bit arrays inside the test."""
     with jax.enable_x64(True):
         yield
+
+
+def pytest_sessionfinish():
+    ray_nodes.end()

@@ -7,7 +7,9 @@ and `functools.partial(probes.Counter, ...)` travels to a worker process. None k
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from copy import deepcopy
@@ -417,3 +419,71 @@ def no_environment() -> str:
 def raising() -> gymnasium.Env:
     """A function that fails."""
     raise ZeroDivisionError("the probe\nfailed on purpose")
+
+
+class Once(Noise):
+    """Noise that at its `step`-th step since it was made goes wrong in a way, where the file `flag` is not yet."""
+
+    def __init__(self, way: str, step: int, flag: str):
+        super().__init__()
+        self._way, self._left, self._flag = way, step, flag
+
+    def step(self, action: Any) -> Any:
+        self._left -= 1
+        if not self._left and self._first():
+            if self._way == "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif self._way == "hangs":
+                time.sleep(1000)
+            elif self._way == "raises":
+                raise RuntimeError("the licence server did not answer")
+            else:
+                return super().step(action)[0], float("nan"), False, False, {}
+        return super().step(action)
+
+    def _first(self) -> bool:
+        try:
+            os.close(os.open(self._flag, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        return True
+
+
+class OnceIrreproducible(Once, Irreproducible):
+    """As Once, but that it takes no notice of its seed."""
+
+
+class Slow(Noise):
+    """Noise each of whose steps takes some milliseconds: in the process that first took the file `flag`, or in all."""
+
+    def __init__(self, milliseconds: float, flag: str | None = None):
+        super().__init__()
+        self._seconds = milliseconds / 1000 * (flag is None or first_process(flag))
+
+    def step(self, action: Any) -> Any:
+        time.sleep(self._seconds)
+        return super().step(action)
+
+
+class SlowLengths(Lengths):
+    """Lengths whose steps take some milliseconds in the process that first took the file `flag`."""
+
+    def __init__(self, lengths: tuple[int, ...], milliseconds: float, flag: str):
+        super().__init__(lengths)
+        self._seconds = milliseconds / 1000 * first_process(flag)
+
+    def step(self, action: Any) -> Any:
+        time.sleep(self._seconds)
+        return super().step(action)
+
+
+def first_process(flag: str) -> bool:
+    """Whether this process was the first to ask, of all that name the file."""
+    mine = str(os.getpid())
+    try:
+        with open(flag, "x") as file:
+            file.write(mine)
+    except FileExistsError:
+        with open(flag) as file:
+            return file.read() == mine
+    return True

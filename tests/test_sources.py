@@ -23,6 +23,7 @@ import pytest
 from gymnasium import spaces
 
 import probes
+import ray_nodes
 import surefoot as sf
 from surefoot import config, history
 from surefoot.batch import Trajectory
@@ -36,6 +37,12 @@ def made(options: dict[str, Any], environment: Any, envs: int, horizon: int, res
     return make_source(
         environment, config.Collection(envs=envs, horizon=horizon, restart_every=restart_every, **options)
     )
+
+
+def made_of_workers(options: dict[str, Any], *arguments: Any) -> Source:
+    """As `made`, by two workers on the two nodes of a Ray cluster."""
+    ray_nodes.two_nodes()
+    return made({"workers": 2, **options}, *arguments)
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,10 @@ SOURCES = {
 }
 if importlib.util.find_spec("envpool"):  # there is not a wheel for every machine
     SOURCES["envpool"] = Row(partial(made, {"source": "envpool"}), GYMNASIUM)
+if importlib.util.find_spec("ray"):
+    SOURCES["ray"] = Row(
+        partial(made_of_workers, {"source": "gymnasium", "vectorisation": "sync"}), GYMNASIUM, probes=True
+    )
 if importlib.util.find_spec("gymnax"):
     SOURCES["gymnax"] = Row(partial(made, {}), {"cartpole": "gymnax:CartPole-v1", "pendulum": "gymnax:Pendulum-v1"})
 
@@ -492,7 +503,8 @@ def test_after_restart_every_steps_the_environments_are_made_anew_from_new_seeds
     story = live(source, lively(source, 1), 7)
     parts, states = story.parts, story.states
     # Twelve steps are the first whole number of collections that is ten or more.
-    assert [sum(len(block) for block in state.actions) for state in states] == [0, 4, 8, 12, 4, 8, 12, 4]
+    kept = [getattr(state, "parts", [state])[0].actions for state in states]  # of Ray's workers, those of the first
+    assert [sum(len(block) for block in actions) for actions in kept] == [0, 4, 8, 12, 4, 8, 12, 4]
     for number, part in enumerate(parts):
         place = (4 * number + np.arange(4)) % 12 % 8
         assert np.array_equal(part.reset, np.repeat(place[:, None] == 7, 2, axis=1))

@@ -50,8 +50,10 @@ def state_weight(
     discount: Float[Array, ""] | float,
     weighting: Literal["undiscounted", "discounted"],
 ) -> Float[Array, "T N"]:
-    """Unnormalised weight of each row: 0 for resets, else 1, or discount^time when discounted."""
+    """Unnormalised weight of each row: 0 for resets, else 1, or discount^time when discounted; times its own."""
     real = jnp.where(trajectory.reset, 0, 1).astype(trajectory.log_prob.dtype)
+    if trajectory.weight is not None:
+        real = real * trajectory.weight
     if weighting == "undiscounted":
         return real
     return real * jnp.asarray(discount, real.dtype) ** trajectory.time
@@ -74,11 +76,15 @@ def estimate(
         value: the critic's values of `trajectory.observation`, in reward units.
         old: the collecting policy's distributions, batched [T, N].
     """
+    truncated = jnp.asarray(trajectory.truncated)
+    if trajectory.weight is not None:
+        # Where steps are missing, rows of no experience follow a row that ended nothing.
+        truncated = truncated.at[:-1].set(truncated[:-1] | jnp.asarray(trajectory.reset)[1:])
     advantage = generalised_advantage(
         trajectory.reward.astype(value.dtype),
         value,
         trajectory.terminated,
-        trajectory.truncated,
+        truncated,
         discount=discount,
         gae_lambda=gae_lambda,
     )

@@ -32,6 +32,8 @@ class Trajectory(eqx.Module):
         truncated: the episode was cut; its last observation still has a value, [T, N].
         reset: not experience, [T, N].
         time: steps since the episode's start before the action, [T, N].
+        weight: what each row counts for beside its state's weight, [T, N], where steps are missing: a row that is
+            missing is a `reset` row, and the others make up for it. None: every row counts the same.
     """
 
     observation: Any
@@ -43,6 +45,7 @@ class Trajectory(eqx.Module):
     truncated: Bool[Array, "T N"]
     reset: Bool[Array, "T N"]
     time: Int[Array, "T N"]
+    weight: Float[Array, "T N"] | None = None
 
 
 class Batch(eqx.Module):

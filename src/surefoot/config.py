@@ -232,9 +232,9 @@ class Network(Settings):
     channels: tuple[int, ...] | None = setting(None, _CHANNELS, at_least=1, at_most=4096)
     kernels: tuple[int, ...] | None = setting(None, _KERNELS, at_least=1, at_most=256)
     strides: tuple[int, ...] | None = setting(None, _STRIDES, at_least=1, at_most=256)
-    log_std: float = setting(-1.0, "Initial log standard deviation of a Gaussian policy.", at_least=-20, at_most=5)
+    log_std: float = setting(-0.75, "Initial log standard deviation of a Gaussian policy.", at_least=-20, at_most=5)
     least_log_std: float = setting(
-        -2.0,
+        -1.5,
         "No log standard deviation falls below this, so that a KL radius leaves the mean room.",
         at_least=-20,
         at_most=5,
@@ -299,6 +299,42 @@ class Collection(Settings):
         at_least=1,
         at_most=65536,
     )
+    workers: int | None = setting(
+        None,
+        "Ray workers that collect, each with its share of the environments, of which there is at least one each; of "
+        "several runs, the workers that each make runs. none: this process.",
+        at_least=1,
+        at_most=65536,
+    )
+    ray_address: str | None = setting(
+        None, "Ray cluster that the workers are on: auto for the one at hand; none: RAY_ADDRESS, or this machine."
+    )
+    worker_seconds: float | None = setting(
+        600.0,
+        "Seconds that a worker may take to begin, or over its share of an update, before another takes its place; "
+        "none: any time.",
+        above=0,
+        at_most=1_000_000,
+    )
+    enough: float = setting(
+        1.0,
+        "Share of an update's transitions with which it goes on: workers that are still at theirs then are stopped, "
+        "and what is missing is made up for by weights. 1 waits for all.",
+        above=0,
+        at_most=1,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.workers is None:
+            for name, given in (("ray_address", self.ray_address is not None), ("enough", self.enough < 1)):
+                if given:
+                    raise SettingError(f"{name} is for workers, but workers is none; say how many, as in workers=4")
+        elif self.workers > self.envs:
+            raise SettingError(
+                f"workers must be at most envs, {self.envs}, each with an environment of its own, but {self.workers} "
+                "came; take more environments"
+            )
 
 
 FEWEST_ENVIRONMENTS = 8
@@ -434,6 +470,9 @@ def make_run(**values: Any) -> Run:
         group, item = known[name]
         check(option_field(name)[0], item, value, called=name)
         (nested[group] if group else arguments)[item] = value
+    collection = nested["collection"]
+    if "envs" not in collection and (workers := collection.get("workers")):
+        collection["envs"] = max(workers, field_of(Collection, "envs").default)
     for group, kind in groups(Run).items():
         arguments[group] = kind(**nested[group])
     run = Run(**arguments)

@@ -39,6 +39,7 @@ from surefoot.study_record import (
 )
 from surefoot.sweep import Sweep, plain_settings
 from surefoot.turns import Outcome, Plan, train_in_turn
+from surefoot.workers import Spread, train_by_workers
 
 SHARE = 0.1
 """Of a study's time, what page and picture may take before its end."""
@@ -59,7 +60,10 @@ class Course:
         wanted: Sweep | Comparison,
         lanes: int | None,
         told: Callable[[str], None],
+        spread: Spread,
     ):
+        """`lanes` are how many runs one program makes at most; `spread` is where they are made."""
+        self._spread = spread
         self._folder, self._environment, self._told = folder, environment, told
         self._wanted, self._lanes, self._versions = wanted, lanes, versions()
         self._name = environment_name(environment)
@@ -75,6 +79,22 @@ class Course:
         """Make the runs that are not finished; all runs as they are then. Raises Stopped."""
         asked = _Latched(stop)
         self._write()
+        if self._spread.workers is None:
+            self._run_here(progress, asked)
+        else:
+            self._run_by_workers(progress, asked)
+        self._draw(last=True)
+        self._draw_runs(progress, asked)
+        finished = sum(member.status == FINISHED for member in self._members)
+        if asked.said and finished < len(self._members):
+            raise Stopped(
+                f"stopped with {finished} of {len(self._members)} runs finished; go on with: "
+                f"surefoot resume {self._folder}"
+            )
+        return list(self._members)
+
+    def _run_here(self, progress: bool, asked: _Latched) -> None:
+        """Make the runs that are left in this process, group by group."""
         together = functional_environment(self._environment) is not None
         for group in groups(self._plans, together=together):
             left = [place for place in group if self._members[place].status != FINISHED]
@@ -94,15 +114,34 @@ class Course:
             self._draw()
             if asked.said:
                 break
-        self._draw(last=True)
-        self._draw_runs(progress, asked)
-        finished = sum(member.status == FINISHED for member in self._members)
-        if asked.said and finished < len(self._members):
-            raise Stopped(
-                f"stopped with {finished} of {len(self._members)} runs finished; go on with: "
-                f"surefoot resume {self._folder}"
-            )
-        return list(self._members)
+
+    def _run_by_workers(self, progress: bool, asked: _Latched) -> None:
+        """Have Ray's workers make the runs that are left, several at once."""
+        left = [place for place, member in enumerate(self._members) if member.status != FINISHED]
+        if not left:
+            return
+
+        def ended(index: int, error: str | None) -> None:
+            place = left[index]
+            outcome = Outcome(None, error)
+            member = _found(self._folder, self._members[place])
+            if member.status != FINISHED:
+                member = _after(self._folder, member, outcome, stopped=asked.said)
+            self._members[place] = member
+            self._write()
+            self._draw()
+
+        train_by_workers(
+            self._environment,
+            [self._plans[place] for place in left],
+            self._folder,
+            self._spread,
+            title=f"{self._name} \N{MIDDLE DOT} {len(left)} runs on {self._spread.workers} workers",
+            progress=progress,
+            stop=asked,
+            ended=ended,
+            told=self._told,
+        )
 
     def _announce(self, places: Sequence[int]) -> None:
         first, last = self._members[places[0]], len(places) - 1

@@ -187,7 +187,7 @@ def iterate(
     fitted, critic_report = critic_stage(learner.critic, run.critic, trajectory, batch, estimates.target, critic_key)
 
     row, returns = account(jax.device_get(told), certificate, critic_report, undone=undone)
-    row |= {
+    row |= source.told(state) | {
         "collect_seconds": collected - started,
         "critic_seconds": waited - collected,
         "update_seconds": (estimated - waited) + (moved - judged),

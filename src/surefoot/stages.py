@@ -264,8 +264,10 @@ def _before(trajectory: Trajectory) -> Any:
 def _returns_so_far(trajectory: Trajectory, carried: Float[Array, " N"]) -> Float[Array, "T N"]:
     def forward(total, row):
         reward, reset, time = row
-        # Not every episode begins with a reset row: a restarted source just begins anew.
-        total = jnp.where(reset, 0, jnp.where(time == 0, reward, total + reward))
+        # Not every episode begins with a reset row: a restarted source just begins anew. And not every reset row is
+        # between two episodes: one for a step that is missing is in the midst of its own.
+        reward = jnp.where(reset, 0, reward)
+        total = jnp.where(time == 0, reward, total + reward)
         return total, total
 
     rows = (trajectory.reward, jnp.asarray(trajectory.reset), jnp.asarray(trajectory.time))

@@ -23,6 +23,7 @@ from surefoot.policy import make_policy
 from surefoot.recipe import recipe_of
 from surefoot.record import differing_versions, new_run_folder
 from surefoot.rules import RULES, Rule
+from surefoot.settings import check
 from surefoot.sharding import check_devices
 from surefoot.sources import make_source, refuse_foreign_code
 from surefoot.sources.environments import environment_name
@@ -35,6 +36,7 @@ from surefoot.study_record import (
 )
 from surefoot.sweep import Sweep, make_sweep
 from surefoot.training import make_rule, warn
+from surefoot.workers import Spread
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ def study(
     sweep: Mapping[str, Sequence[Any]] | None = None,
     out: str | os.PathLike | None = None,
     lanes: int | None = None,
+    workers: int | None = None,
+    ray_address: str | None = None,
     progress: bool = True,
     stop: Callable[[], bool] | None = None,
     told: Callable[[str], None] | None = None,
@@ -76,6 +80,8 @@ def study(
         out: the study's folder; by default a new one under runs/.
         lanes: how many runs are made together at most, where the environment is a function itself; by default as
             many as fit.
+        workers: make so many runs at once, each by a Ray worker that sees the study's folder, on this machine or the
+            cluster at `ray_address`; by default this process makes them.
         progress, told: as for `train`.
         stop: asked as by `train`; where it says True, the study ends there, and `resume_study` goes on with it.
         settings: as for `train`; `seed` is the first.
@@ -84,7 +90,7 @@ def study(
     RunError where `out` holds something. A run that goes wrong afterwards is told of in its row, and stops no other.
     Raises Stopped where `stop` ended the study, and RunError where the disk refuses what the study writes itself.
     """
-    _check_lanes(lanes)
+    spread = _spread(lanes, workers, ray_address)
     base = make_rule(rule)
     wanted = make_sweep(base.settings(), settings, seeds, sweep)
     name = environment_name(environment)
@@ -92,7 +98,9 @@ def study(
     _refuse_unfit(environment, kinds, wanted)
     folder = new_run_folder(out, f"{name}-{wanted.rule_class.name}-study")
     with held(folder):
-        return _study(folder, Course(folder, environment, kinds, wanted, lanes, told or warn).run(progress, stop))
+        return _study(
+            folder, Course(folder, environment, kinds, wanted, lanes, told or warn, spread).run(progress, stop)
+        )
 
 
 def compare(
@@ -102,6 +110,8 @@ def compare(
     seeds: int = 5,
     out: str | os.PathLike | None = None,
     lanes: int | None = None,
+    workers: int | None = None,
+    ray_address: str | None = None,
     progress: bool = True,
     stop: Callable[[], bool] | None = None,
     told: Callable[[str], None] | None = None,
@@ -116,7 +126,7 @@ def compare(
         out: the study's folder; by default a new one under runs/. One that holds a comparison with the same
             environment and settings is gone on with: its rules and seeds stay, what is new is added, and no finished
             run is made again.
-        lanes, progress, stop, told: as for `study`.
+        lanes, workers, ray_address, progress, stop, told: as for `study`.
         settings: as for `train`; `seed` is the first.
 
     Every setting is checked before anything is written: SettingError, EnvironmentNotFound, UnsupportedSpace, and
@@ -124,7 +134,7 @@ def compare(
     wrong afterwards is told of in its row, and stops no other. Raises Stopped where `stop` ended the study, and
     RunError where the disk refuses what the study writes itself.
     """
-    _check_lanes(lanes)
+    spread = _spread(lanes, workers, ray_address)
     if isinstance(rules, str) or not isinstance(rules, Sequence):
         raise SettingError(f"rules must be a sequence of rules or their names, but {shown(rules)} came")
     made = [make_rule(rule) for rule in rules]
@@ -132,11 +142,13 @@ def compare(
     kinds = {**RULES, **{rule.settings_class.name: type(rule) for rule in made}}
     name = environment_name(environment)
     if out is not None and is_study(out):
-        return _extended(Path(out), environment, name, wanted, kinds, lanes, progress, stop, told or warn)
+        return _extended(Path(out), environment, name, wanted, kinds, lanes, spread, progress, stop, told or warn)
     _refuse_unfit(environment, kinds, wanted)
     folder = new_run_folder(out, f"{name}-comparison")
     with held(folder):
-        return _study(folder, Course(folder, environment, kinds, wanted, lanes, told or warn).run(progress, stop))
+        return _study(
+            folder, Course(folder, environment, kinds, wanted, lanes, told or warn, spread).run(progress, stop)
+        )
 
 
 def _extended(
@@ -146,6 +158,7 @@ def _extended(
     wanted: Comparison,
     kinds: Rules,
     lanes: int | None,
+    spread: Spread,
     progress: bool,
     stop: Callable[[], bool] | None,
     told: Callable[[str], None],
@@ -164,7 +177,9 @@ def _extended(
         _refuse_unfit(environment, kinds, both)
         _note_versions(folder, told)
         sweep_up(folder)
-        return _study(folder, Course(folder, environment, kinds, both, lanes or before, told).run(progress, stop))
+        return _study(
+            folder, Course(folder, environment, kinds, both, lanes or before, told, spread).run(progress, stop)
+        )
 
 
 def _note_versions(folder: Path, told: Callable[[str], None]) -> None:
@@ -178,6 +193,8 @@ def resume_study(
     environment: Environment | None = None,
     allow_env: bool = False,
     lanes: int | None = None,
+    workers: int | None = None,
+    ray_address: str | None = None,
     progress: bool = True,
     stop: Callable[[], bool] | None = None,
     told: Callable[[str], None] | None = None,
@@ -189,12 +206,12 @@ def resume_study(
         environment: the environment, where study.json does not name one that can be made from its name.
         allow_env: let the study's own package.module:callable environment be imported, which runs its code.
         lanes: as for `study`; by default those that the study was begun with.
-        progress, stop, told: as for `study`.
+        workers, ray_address, progress, stop, told: as for `study`.
 
     Raises RunError where there is no study that can be gone on with, or another process is at work on it, and
     whatever `study` raises.
     """
-    _check_lanes(lanes)
+    spread = _spread(lanes, workers, ray_address)
     folder = Path(path)
     name, wanted, known = _begun_with(folder)
     _refuse_links(folder)
@@ -205,7 +222,19 @@ def resume_study(
         _note_versions(folder, told)
         sweep_up(folder)
         _refuse_unfit(meant, RULES, wanted)
-        return _study(folder, Course(folder, meant, RULES, wanted, lanes or known, told).run(progress, stop))
+        return _study(folder, Course(folder, meant, RULES, wanted, lanes or known, told, spread).run(progress, stop))
+
+
+def _spread(lanes: int | None, workers: int | None, ray_address: str | None) -> Spread:
+    """How a study's runs are spread. Raises SettingError."""
+    _check_lanes(lanes)
+    for name, value in (("workers", workers), ("ray_address", ray_address)):
+        check(config.Collection, name, value)
+    if workers is None and ray_address is not None:
+        raise SettingError("ray_address is for workers, but workers is none; say how many, as in workers=4")
+    if lanes is not None and workers is not None:
+        raise SettingError("lanes are of one process, and workers are several; leave one of them out")
+    return Spread(workers, ray_address)
 
 
 def _check_lanes(lanes: int | None) -> None:

@@ -8,7 +8,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,7 @@ def resume(
     steps: int | None = None,
     environment: str | Callable[[], Any] | None = None,
     allow_env: bool = False,
+    ray_address: str | None = None,
     progress: bool = True,
     tensorboard: bool = False,
     stop: Callable[[], bool] | None = None,
@@ -147,6 +148,7 @@ def resume(
         steps: train until this many environment steps in place of those that the run was begun with.
         environment: the environment, where config.json does not name one that can be made from its name.
         allow_env: let the run's own package.module:callable environment be imported, which runs its code.
+        ray_address: of the cluster that the run's workers are on, in place of the one that it was begun with.
         progress, tensorboard, stop: as for `train`.
         told: is given a line for each checkpoint that is passed by because it is not sound, for other versions of what
             the bits depend on, and whatever `train` tells; by default each is a warning.
@@ -156,6 +158,8 @@ def resume(
     """
     folder = Path(path)
     recipe, rule, run = begun_with(folder, steps)
+    if ray_address is not None:
+        run = replace(run, collection=replace(run.collection, ray_address=ray_address))
     name = str(recipe.environment)
     refuse_links(folder)
     refuse_foreign_code(folder, name, allowed=allow_env or environment is not None)

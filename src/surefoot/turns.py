@@ -66,7 +66,7 @@ def train_in_turn(
             outcomes.append(Outcome(None, None))
             continue
         try:
-            outcomes.append(Outcome(_made(environment, plan, progress, stop, told), None))
+            outcomes.append(Outcome(made(environment, plan, progress, stop, told), None))
         except Stopped as error:
             stopped = True
             outcomes.append(Outcome(None, str(error)))
@@ -75,13 +75,14 @@ def train_in_turn(
     return outcomes
 
 
-def _made(
+def made(
     environment: str | Callable[[], Any],
     plan: Plan,
     progress: bool,
     stop: Callable[[], bool] | None,
     told: Callable[[str], None] | None,
 ) -> Run:
+    """Make the run, or go on with it where it is there. Raises as `train` does."""
     if (plan.folder / "config.json").exists():
         return resume(plan.folder, environment=environment, progress=progress, stop=stop, told=told)
     settings = plain_settings(plan.run)

@@ -52,6 +52,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Compare, and tell the result."""
     names = [name.strip() for name in arguments.rules.split(",")]
     plain, settings = settings_of_rules(arguments, names), given(arguments, "run.")
+    far = studies.far(settings)
     make_comparison(plain, settings, arguments.seeds)  # refused before anything slow is imported
 
     from surefoot.rules import RULES
@@ -61,5 +62,5 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     ways = {"seeds": arguments.seeds, "out": arguments.out, "lanes": arguments.lanes, "told": note}
     studies.spread(arguments, settings)
     with asked_to_stop() as stop:
-        path = compare(arguments.environment, rules, stop=stop, **ways, **settings).path
+        path = compare(arguments.environment, rules, stop=stop, **ways, **far, **settings).path
     return studies.tell(path, quiet=arguments.json)

@@ -88,6 +88,8 @@ def add_setting(
         group.add_argument(option, choices=options, **common)
     elif kind is bool:
         group.add_argument(option, action=argparse.BooleanOptionalAction, **common)
+    elif str in options:
+        group.add_argument(option, type=_or_none(str), metavar="TEXT", **common)
     elif sequence:
         group.add_argument(option, type=whole, nargs="+", metavar="N", **common)
     else:

@@ -28,6 +28,10 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--tensorboard", action="store_true", help="write the metrics for TensorBoard too")
     studies.add_lanes(parser, "as the study was begun; a single run has none")
+    parser.add_argument("--workers", type=whole, metavar="N", help="of a study, make N runs at once by Ray's workers")
+    parser.add_argument(
+        "--ray-address", metavar="TEXT", help="Ray cluster that the workers are on, in place of the one begun with"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output and nothing else")
     parser.set_defaults(command=run, exit_code=studies.exit_code)
 
@@ -38,8 +42,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     if is_study(arguments.run):
         return _study(arguments)
-    if arguments.lanes is not None:
-        raise SettingError("--lanes is for a study, and this is a single run; leave it out, or name a study's folder")
+    for name in ("lanes", "workers"):
+        if getattr(arguments, name) is not None:
+            raise SettingError(
+                f"--{name} is for a study, and this is a single run; leave it out, or name a study's folder"
+            )
     from surefoot.training import resume
 
     devices.show(arguments, devices.settings_in(arguments.run))
@@ -48,6 +55,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             arguments.run,
             steps=arguments.steps,
             allow_env=arguments.allow_env,
+            ray_address=arguments.ray_address,
             tensorboard=arguments.tensorboard,
             stop=stop,
             told=note,
@@ -63,5 +71,6 @@ def _study(arguments: argparse.Namespace) -> dict[str, Any]:
     settings = read_study(arguments.run).told.get("settings")
     studies.spread(arguments, settings if isinstance(settings, dict) else {})
     with asked_to_stop() as stop:
-        done = resume_study(arguments.run, allow_env=arguments.allow_env, lanes=arguments.lanes, stop=stop, told=note)
+        ways = {"lanes": arguments.lanes, "workers": arguments.workers, "ray_address": arguments.ray_address}
+        done = resume_study(arguments.run, allow_env=arguments.allow_env, stop=stop, told=note, **ways)
     return studies.tell(done.path, quiet=arguments.json)

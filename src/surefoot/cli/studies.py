@@ -54,6 +54,11 @@ def add_lanes(parser: Any, default: str) -> None:
     )
 
 
+def far(settings: dict[str, Any]) -> dict[str, Any]:
+    """Take out of a study's settings where its runs are made, which is no setting of theirs."""
+    return {name: settings.pop(name) for name in ("workers", "ray_address") if name in settings}
+
+
 def spread(arguments: argparse.Namespace, settings: Mapping[str, Any]) -> None:
     """Have a study's lanes on all cores, and each run's batches over as many devices as its settings name, where the
     process is the command's own."""

@@ -66,11 +66,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     plain_rule = rule_settings(arguments, **_without(known, swept))
     if plain_rule.tabular_only:
         raise SettingError(f"the rule {arguments.rule} is for finite MDPs; `surefoot exact` has it")
+    far = studies.far(settings)
     wanted = make_sweep(plain_rule, settings, arguments.seeds, swept)  # refused before anything slow is imported
     many = len(wanted.points) * wanted.seeds > 1
     if many:
         studies.refuse_for_studies(arguments, "tensorboard")
-    elif arguments.lanes is not None:
+    else:
+        wanted = make_sweep(plain_rule, settings | far, arguments.seeds, swept)
+    if not many and arguments.lanes is not None:
         raise SettingError("--lanes is for a study, and this is a single run; leave it out, or ask for more --seeds")
 
     from surefoot.record import differing_versions
@@ -87,7 +90,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         ways = {"seeds": arguments.seeds, "sweep": swept, "lanes": arguments.lanes}
         studies.spread(arguments, settings)
         with asked_to_stop() as stop:
-            path = study(environment, rule, stop=stop, **ways, **shared, **settings).path
+            path = study(environment, rule, stop=stop, **ways, **far, **shared, **settings).path
         return studies.tell(path, quiet=arguments.json)
     from surefoot.training import train
 

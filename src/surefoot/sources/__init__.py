@@ -103,12 +103,20 @@ def refuse_foreign_code(where: object, environment: str, *, allowed: bool) -> No
         )
 
 
-def make_source(environment: str | Callable[[], Any], settings: config.Collection) -> Source:
+def make_source(
+    environment: str | Callable[[], Any], settings: config.Collection, *, threads: int | None = None
+) -> Source:
     """The source that `settings.source` names, for a Gymnasium id, `package.module:callable` or a callable.
 
-    `auto` takes EnvPool where it has the task and Gymnasium elsewhere. Raises EnvironmentNotFound,
-    UnsupportedSpace, SettingError.
+    `auto` takes EnvPool where it has the task and Gymnasium elsewhere. With `settings.workers` it is one of Ray's
+    workers, each with such a source of its own. `threads` are how many cores to use; by default all.
+
+    Raises EnvironmentNotFound, UnsupportedSpace, SettingError.
     """
+    if settings.workers is not None:
+        from surefoot.sources.ray import ray_source
+
+        return ray_source(environment, settings)
     if (made := functional_environment(environment)) is not None:
         from surefoot.sources.environments import environment_name
         from surefoot.sources.functional import FunctionalSource
@@ -127,8 +135,8 @@ def make_source(environment: str | Callable[[], Any], settings: config.Collectio
         from surefoot.sources.envpool import envpool_source, has_environment
 
         if settings.source == "envpool" or has_environment(str(environment)):
-            return envpool_source(str(environment), settings)
+            return envpool_source(str(environment), settings, threads)
 
     from surefoot.sources.gymnasium import gymnasium_source
 
-    return gymnasium_source(environment, settings)
+    return gymnasium_source(environment, settings, threads)

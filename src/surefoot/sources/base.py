@@ -53,5 +53,9 @@ class Source(ABC):
         """The state that `pack` was given; `like` is any state of this source. Raises RunError where it is none."""
 
     @abstractmethod
+    def told(self, state: Any) -> dict[str, Any]:
+        """How the collection went that led to this state, as metrics; empty where there is nothing to say."""
+
+    @abstractmethod
     def close(self) -> None:
         """Let the environments go. The source can still be used: it builds them again."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 from typing import Any
 
 import gymnasium
 import numpy as np
 
 from surefoot import config
+from surefoot.compilation import cores
 from surefoot.errors import EnvironmentNotFound
 from surefoot.sources.guard import quiet
 from surefoot.sources.host import HostSource, Observed, Stepped
@@ -33,14 +33,17 @@ def has_environment(name: str) -> bool:
     return name in envpool.list_all_envs()
 
 
-def envpool_source(name: str, settings: config.Collection) -> HostSource:
-    """`settings.envs` copies of an EnvPool task. Raises EnvironmentNotFound, UnsupportedSpace."""
+def envpool_source(name: str, settings: config.Collection, threads: int | None = None) -> HostSource:
+    """`settings.envs` copies of an EnvPool task, stepped by as many threads; by default one a core.
+
+    Raises EnvironmentNotFound, UnsupportedSpace.
+    """
     if not has_environment(name):
         raise EnvironmentNotFound(
             f"environment {name!r} is none of EnvPool's Gymnasium tasks, or envpool is not installed; "
             "leave --source at auto, or choose gymnasium"
         )
-    make = functools.partial(EnvPoolSimulator, name, settings.envs)
+    make = functools.partial(EnvPoolSimulator, name, settings.envs, threads)
     simulator = make()
     make_encoder(simulator.observation_space)
     make_head(simulator.action_space)
@@ -56,14 +59,15 @@ def envpool_source(name: str, settings: config.Collection) -> HostSource:
 class EnvPoolSimulator:
     """One EnvPool, made anew at each reset because its seed is fixed when it is made."""
 
-    def __init__(self, name: str, count: int):
+    def __init__(self, name: str, count: int, threads: int | None = None):
         with quiet():
             import envpool
 
             spec = envpool.make_spec(name)
             self.observation_space: gymnasium.Space = spec.gymnasium_observation_space
             self.action_space: gymnasium.Space = spec.gymnasium_action_space
-        self._make = functools.partial(envpool.make_gymnasium, name, num_envs=count, num_threads=_threads(count))
+        threads = min(count, threads or len(cores()))
+        self._make = functools.partial(envpool.make_gymnasium, name, num_envs=count, num_threads=threads)
         self._pool: Any = None
         self.episode_limit = int(spec.config.max_episode_steps)
 
@@ -93,7 +97,3 @@ class EnvPoolSimulator:
         if self._pool is not None:
             self._pool.close()
         self._pool = None
-
-
-def _threads(count: int) -> int:
-    return min(count, os.cpu_count() or 1)

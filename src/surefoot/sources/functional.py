@@ -223,6 +223,10 @@ class FunctionalSource(Source):
                 raise RunError(f"{self.name}: the saved state does not fit: its part {index} is not that of the source")
         return jax.tree.unflatten(structure, [from_bits(arrays[str(index)], leaf) for index, leaf in enumerate(leaves)])
 
+    def told(self, state: Any) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
     def close(self) -> None:
         """Nothing is held."""
 

@@ -33,8 +33,13 @@ _Maker = Callable[[Spaces | None], Guarded]
 _BEGINNING_SECONDS = 60.0  # of all worker processes together
 
 
-def gymnasium_source(environment: str | Callable[[], Any], settings: config.Collection) -> HostSource:
-    """`settings.envs` copies of a Gymnasium environment. Raises EnvironmentNotFound, UnsupportedSpace."""
+def gymnasium_source(
+    environment: str | Callable[[], Any], settings: config.Collection, threads: int | None = None
+) -> HostSource:
+    """`settings.envs` copies of a Gymnasium environment, for as many cores; by default all.
+
+    Raises EnvironmentNotFound, UnsupportedSpace.
+    """
     make = maker(environment)
     name = environment_name(environment)
     with Watch(settings.step_seconds) as watch:
@@ -45,7 +50,8 @@ def gymnasium_source(environment: str | Callable[[], Any], settings: config.Coll
             limit = getattr(probe.spec, "max_episode_steps", None) or _ASSUMED_EPISODE_LIMIT
             mode = settings.vectorisation
             if mode == "auto":
-                slow = settings.envs > 1 and (os.cpu_count() or 1) > 1 and _step_seconds(probe) > _SLOW_STEP_SECONDS
+                several = settings.envs > 1 and (threads or os.cpu_count() or 1) > 1
+                slow = several and _step_seconds(probe) > _SLOW_STEP_SECONDS
                 mode = "async" if slow else "sync"
         finally:
             probe.close()

@@ -82,6 +82,10 @@ class HostState:
     steps: int
 
 
+class NotRepeatable(EnvironmentFault):
+    """Environments that, made anew from their seed and given the same actions, showed something else."""
+
+
 class HostSource(Source):
     """N simulators, acted in on the host, each step written into arrays made beforehand.
 
@@ -117,10 +121,15 @@ class HostSource(Source):
 
     # What does not fit into 32 bits becomes infinite, which `_check` reports.
     @np.errstate(over="ignore", invalid="ignore")
-    def collect(self, policy: NeuralPolicy, state: HostState, key: PRNGKeyArray) -> tuple[Trajectory, HostState]:
-        """T steps of each environment. Raises EnvironmentFault, naming environment, index and step."""
+    def collect(
+        self, policy: NeuralPolicy, state: HostState, key: PRNGKeyArray, enough: Callable[[], bool] | None = None
+    ) -> tuple[Trajectory, HostState]:
+        """T steps of each environment. Raises EnvironmentFault, naming environment, index and step.
+
+        Where `enough`, asked after every step, says so, it ends there: the rows that are missing are no experience.
+        """
         if sum(len(block) for block in state.actions) >= self._restart_every:
-            state = self._start(state.seed, state.restarts + 1, state.steps)
+            state = self.restarted(state)
         simulator = self._standing_at(state)
         self._live = None  # until this collection is whole
         steps, envs = self.horizon, self.envs
@@ -134,7 +143,7 @@ class HostSource(Source):
         noise = actor.noise((steps, envs), generator(key))
         outputs, sampled, given = [], [], []
         observed = state.observed
-        step = 0
+        step, taken = 0, steps
         try:
             with simulator.watched():
                 for step in range(steps):
@@ -145,18 +154,28 @@ class HostSource(Source):
                     given.append(lawful(actor.action_map(sampled[-1]), self.action_space))
                     simulator.send(given[-1])
                     observed, reward[step], terminated[step], truncated[step] = simulator.receive()
-            _write(observations, masks, steps, observed)
+                    if enough is not None and step + 1 < steps and enough():
+                        taken = step + 1
+                        break
+            _write(observations, masks, taken, observed)
         except EnvironmentFault as fault:
             self.close()
             ended = np.concatenate([state.ended[None], (terminated | truncated)[:step]])
             self._check(observations, masks, reward[:step], ended, state.steps)
             raise EnvironmentFault(f"{self.name}: step {state.steps + step}: {fault}") from fault
-        ended = np.concatenate([state.ended[None], terminated | truncated])
-        self._check(observations, masks, reward, ended, state.steps)
+        ended = np.concatenate([state.ended[None], (terminated | truncated)[:taken]])
+        self._check(observations, masks, reward[:taken], ended, state.steps)
         time, now = _times(ended, state.time)
-        action = np.stack(sampled)
+        missing = steps - taken
+        if missing:
+            _fill(observations, masks, taken)
+            reward[taken:], terminated[taken:], truncated[taken:] = 0, False, False
+            time = np.concatenate([time, np.broadcast_to(np.where(ended[-1], 0, now), (missing, envs))])
+        action = np.stack(sampled + missing * sampled[-1:])
         # Of what each action was sampled from, not of what the policy would say now.
-        sampled_from = actor.distribution(np.stack(outputs), None if masks is None else masks[:-1])
+        sampled_from = actor.distribution(
+            np.stack(outputs + missing * outputs[-1:]), None if masks is None else masks[:-1]
+        )
         rows: dict[str, Any] = {
             "observation": observations,
             "mask": masks,
@@ -165,7 +184,7 @@ class HostSource(Source):
             "reward": reward,
             "terminated": terminated,
             "truncated": truncated & ~terminated,
-            "reset": ended[:-1],
+            "reset": np.concatenate([ended[:-1], np.ones((missing, envs), bool)]),
             "time": time,
         }
         self._live = HostState(
@@ -175,49 +194,25 @@ class HostSource(Source):
             observed=_copy(observed),
             ended=ended[-1],
             time=now,
-            steps=state.steps + steps,
+            steps=state.steps + taken,
         )
         return Trajectory(**rows), self._live
 
+    def restarted(self, state: HostState) -> HostState:
+        """Every environment at the start of a new episode, as after `restart_every` steps. Raises EnvironmentFault."""
+        return self._start(state.seed, state.restarts + 1, state.steps)
+
     def pack(self, state: HostState) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """A state as arrays and plain values: what the environments were given, and what they show now."""
-        arrays = {f"observed/{index}": np.asarray(leaf) for index, leaf in enumerate(jax.tree.leaves(state.observed))}
-        arrays |= {"ended": state.ended, "time": state.time}
-        if state.actions:
-            arrays["actions"] = np.concatenate(state.actions)
-        lengths = [len(block) for block in state.actions]
-        return arrays, {"seed": state.seed, "restarts": state.restarts, "steps": state.steps, "blocks": lengths}
+        return packed(state)
 
     def unpack(self, arrays: dict[str, np.ndarray], facts: dict[str, Any], like: HostState) -> HostState:
         """The state that was packed. Raises RunError where it is none of these environments."""
-        try:
-            leaves, structure = jax.tree.flatten(like.observed)
-            observed = [arrays[f"observed/{index}"] for index in range(len(leaves))]
-            fitting = all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(observed, leaves, strict=True))
-            if not fitting:
-                raise ValueError("the environments' observations are not those that were saved")
-            for name, part in (("ended", like.ended), ("time", like.time)):
-                if arrays[name].shape != part.shape or arrays[name].dtype != part.dtype:
-                    raise ValueError(f"{name} is not that of these environments")
-            counts = [facts["seed"], facts["restarts"], facts["steps"], *facts["blocks"]]
-            if any(type(count) is not int or not 0 <= count < 2**63 for count in counts):
-                raise ValueError("a count is no whole number")
-            if facts["blocks"]:
-                given, space = arrays["actions"], self.action_space
-                if given.shape != (sum(facts["blocks"]), self.envs, *(space.shape or ())) or given.dtype != space.dtype:
-                    raise ValueError("the actions are not those of these environments")
-            bounds = np.cumsum(facts["blocks"])[:-1]
-            return HostState(
-                seed=int(facts["seed"]),
-                restarts=int(facts["restarts"]),
-                actions=tuple(np.split(arrays["actions"], bounds)) if facts["blocks"] else (),
-                observed=jax.tree.unflatten(structure, observed),
-                ended=arrays["ended"],
-                time=arrays["time"],
-                steps=int(facts["steps"]),
-            )
-        except (LookupError, TypeError, ValueError) as error:
-            raise RunError(f"{self.name}: the saved state does not fit: {error}") from None
+        return unpacked(arrays, facts, like, self.action_space, self.name)
+
+    def told(self, state: Any) -> dict[str, Any]:
+        """Nothing."""
+        return {}
 
     def close(self) -> None:
         """Let the environments go; the next collection rebuilds them."""
@@ -254,7 +249,7 @@ class HostSource(Source):
             observed = self._replayed(self._simulator, state, observed)
             same = jax.tree.map(lambda a, b: bool(np.array_equal(a, b, equal_nan=True)), observed, state.observed)
             if not all(jax.tree.leaves(same)):
-                raise EnvironmentFault(
+                raise NotRepeatable(
                     f"{self.name}: the environment does not repeat under its seed: given the same seed and "
                     "actions it showed other observations, so this state cannot be gone on from"
                 )
@@ -295,6 +290,51 @@ class HostSource(Source):
             row, env, what, value = min(problems, key=lambda problem: problem[:2])
             where = f"step {before + row}" if row >= 0 or before else "reset"
             raise EnvironmentFault(f"{self.name}: {where}: environment {env} {returned(what, value)}")
+
+
+def packed(state: HostState) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """A state as arrays and plain values."""
+    arrays = {f"observed/{index}": np.asarray(leaf) for index, leaf in enumerate(jax.tree.leaves(state.observed))}
+    arrays |= {"ended": state.ended, "time": state.time}
+    if state.actions:
+        arrays["actions"] = np.concatenate(state.actions)
+    lengths = [len(block) for block in state.actions]
+    return arrays, {"seed": state.seed, "restarts": state.restarts, "steps": state.steps, "blocks": lengths}
+
+
+def unpacked(
+    arrays: dict[str, np.ndarray], facts: dict[str, Any], like: HostState, space: gymnasium.Space, name: str
+) -> HostState:
+    """The state that was packed, of environments `name` with this action space. Raises RunError where it is none of
+    them."""
+    try:
+        leaves, structure = jax.tree.flatten(like.observed)
+        observed = [arrays[f"observed/{index}"] for index in range(len(leaves))]
+        fitting = all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(observed, leaves, strict=True))
+        if not fitting:
+            raise ValueError("the environments' observations are not those that were saved")
+        for part, expected in (("ended", like.ended), ("time", like.time)):
+            if arrays[part].shape != expected.shape or arrays[part].dtype != expected.dtype:
+                raise ValueError(f"{part} is not that of these environments")
+        counts = [facts["seed"], facts["restarts"], facts["steps"], *facts["blocks"]]
+        if any(type(count) is not int or not 0 <= count < 2**63 for count in counts):
+            raise ValueError("a count is no whole number")
+        if facts["blocks"]:
+            given, shape = arrays["actions"], (sum(facts["blocks"]), *like.ended.shape, *(space.shape or ()))
+            if given.shape != shape or given.dtype != space.dtype:
+                raise ValueError("the actions are not those of these environments")
+        bounds = np.cumsum(facts["blocks"])[:-1]
+        return HostState(
+            seed=int(facts["seed"]),
+            restarts=int(facts["restarts"]),
+            actions=tuple(np.split(arrays["actions"], bounds)) if facts["blocks"] else (),
+            observed=jax.tree.unflatten(structure, observed),
+            ended=arrays["ended"],
+            time=arrays["time"],
+            steps=int(facts["steps"]),
+        )
+    except (LookupError, TypeError, ValueError) as error:
+        raise RunError(f"{name}: the saved state does not fit: {error}") from None
 
 
 def unlawful_reward(reward: np.ndarray) -> np.ndarray:
@@ -339,6 +379,12 @@ def _write(observations: Any, masks: np.ndarray | None, step: int, observed: Obs
         target[step] = value
     if masks is not None:
         masks[step] = observed.mask
+
+
+def _fill(observations: Any, masks: np.ndarray | None, step: int) -> None:
+    """What was shown at `step` in every row after it too."""
+    for target in [*jax.tree.leaves(observations), *([] if masks is None else [masks])]:
+        target[step + 1 :] = target[step]
 
 
 def _read(observations: Any, masks: np.ndarray | None, step: int) -> tuple[Any, Any]:

@@ -1,0 +1,70 @@
+"""Ray, where it is wanted: a cluster's machines, or the cores of this one."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from typing import Any
+
+from surefoot.compilation import cores
+from surefoot.errors import SettingError
+
+
+class Cluster:
+    """Final: a connection to Ray, ended by `close` where it was begun here.
+
+    Attributes:
+        ray: the module.
+        here: whether the workers are all on this machine, in a cluster of this process's own.
+    """
+
+    def __init__(self, address: str | None, workers: int):
+        """Connect to the cluster at `address` ("auto": the one at hand). With None to the one that the process is
+        connected to already, or that RAY_ADDRESS names, or one begun on this machine for so many workers.
+
+        Raises SettingError where Ray is not installed or the cluster cannot be reached.
+        """
+        try:
+            import ray
+        except ImportError:
+            raise SettingError(
+                f"workers={workers} needs Ray, which is not installed; install it with: pip install 'surefoot[ray]'"
+            ) from None
+        self.ray: Any = ray
+        self._ours = not ray.is_initialized()
+        self.here = address is None and not os.environ.get("RAY_ADDRESS") and self._ours
+        if not self._ours:
+            return
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        # It warns of its own ways with clusters that have no token, which is not what a user asked about.
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        try:
+            with warnings.catch_warnings():
+                # Of JAX, that its threads do not outlive a fork; Ray's processes begin with another program at once.
+                warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
+                if self.here:
+                    # One processor for each worker, or those beyond the machine's would wait for ever.
+                    count = max(workers, len(cores()))
+                    ray.init("local", num_cpus=count, include_dashboard=False, **quiet)
+                else:
+                    ray.init(address, **quiet)
+        except Exception as error:
+            where = "this machine" if self.here else f"{address or os.environ.get('RAY_ADDRESS')!r}"
+            reason = " ".join(str(error).split())[:300]
+            raise SettingError(
+                f"ray_address: no Ray cluster could be reached at {where} ({reason}); begin one with: ray start --head"
+            ) from error
+
+    @property
+    def processors(self) -> int:
+        """Of all its machines together."""
+        return len(cores()) if self.here else int(self.ray.cluster_resources().get("CPU", 0))
+
+    def close(self) -> None:
+        """Let go of the cluster, and end it where it is this process's own."""
+        if self._ours:
+            self._ours = False
+            with contextlib.suppress(Exception):
+                self.ray.shutdown()
