@@ -38,7 +38,7 @@ def started(*arguments, devices):
 
 
 def ended(probe):
-    told, wrong = probe.communicate(timeout=300)
+    told, wrong = probe.communicate(timeout=600)
     assert probe.returncode == 0, wrong[-3000:]
     return told
 
@@ -167,7 +167,7 @@ def test_the_command_makes_the_devices_that_it_is_asked_for(tmp_path):
         ["train", "CartPole-v1", "--devices", "4", "--out", str(out), *tiny],
         ["resume", str(out), "--steps", "300"],
     ):
-        done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, timeout=300)
+        done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, timeout=600)
         assert done.returncode == 0, done.stderr
     assert json.loads((out / "config.json").read_text())["devices"] == 4
 
