@@ -17,7 +17,7 @@ ROOT = Path(surefoot.__file__).parent
 DOCS = ROOT.parents[1] / "docs"
 ORDER = [
     ["_version", "errors", "compilation", "arrays", "divergences", "reading", "scores"],
-    ["cluster", "settings", "files", "study_record"],
+    ["cluster", "settings", "files", "study_record", "sharding"],
     ["config"],
     ["recipe", "sweep"],
     ["comparison"],

@@ -241,8 +241,8 @@ def test_lanes_lie_on_every_device_and_one_that_is_left_over_is_filled_up(tmp_pa
 
 def test_the_command_sees_every_core_as_a_device_unless_the_user_has_said():
     code = (
-        "from surefoot.compilation import see_every_core; see_every_core(); import jax;"
-        "before = jax.local_device_count(); see_every_core(); print(before, jax.local_device_count())"
+        "from surefoot.compilation import cores, see_cpu_devices; see_cpu_devices(len(cores())); import jax;"
+        "before = jax.local_device_count(); see_cpu_devices(7); print(before, jax.local_device_count())"
     )
     cores = len(os.sched_getaffinity(0))
     for flags, devices in (("", cores), ("--xla_force_host_platform_device_count=3", 3)):

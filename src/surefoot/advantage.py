@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from surefoot.batch import Batch, Trajectory, sampled_batch
 from surefoot.distributions import Distribution
+from surefoot.sharding import merged
 
 
 def generalised_advantage(
@@ -67,7 +68,9 @@ def estimate(
     gae_lambda: Float[Array, ""] | float,
     weighting: Literal["undiscounted", "discounted"] = "undiscounted",
 ) -> tuple[Batch, Float[Array, " B"]]:
-    """The batch of B = T * N rows (time outermost) and the value targets A + V, [B], in reward units.
+    """The batch of B = T * N rows and the value targets A + V, [B], in reward units.
+
+    Time is outermost in the rows, or in each device's block of them (`sharding`).
 
     Arguments:
         value: the critic's values of `trajectory.observation`, in reward units.
@@ -87,17 +90,14 @@ def estimate(
     )
     weight = state_weight(trajectory, discount=discount, weighting=weighting)
 
-    def merge(leaf: Array) -> Array:
-        return leaf.reshape(-1, *leaf.shape[2:])
-
-    before = jax.tree.map(lambda leaf: merge(leaf[:-1]), (trajectory.observation, trajectory.mask))
+    before = jax.tree.map(lambda leaf: merged(leaf[:-1]), (trajectory.observation, trajectory.mask))
     observation, mask = before
     batch = sampled_batch(
         observation,
         mask,
-        action=merge(trajectory.action),
-        advantage=merge(advantage),
-        old=jax.tree.map(merge, old),
-        weight=merge(weight),
+        action=merged(trajectory.action),
+        advantage=merged(advantage),
+        old=jax.tree.map(merged, old),
+        weight=merged(weight),
     )
-    return batch, merge(advantage + value[:-1])
+    return batch, merged(advantage + value[:-1])

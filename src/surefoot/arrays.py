@@ -26,15 +26,16 @@ def generator(key: PRNGKeyArray) -> np.random.Generator:
 
 def bits(leaf: Any) -> np.ndarray:
     """A leaf of a tree as NumPy; a key as its bits."""
-    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+    return np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
 
 
 def from_bits(found: np.ndarray, like: Any) -> Any:
     """The leaf whose `bits` are `found`, of the kind that `like` is: a key, a JAX array, or NumPy's."""
-    if _is_key(like):
+    if is_key(like):
         return jax.random.wrap_key_data(jnp.asarray(found), impl=jax.random.key_impl(like))
     return jax.device_put(found) if isinstance(like, jax.Array) else found
 
 
-def _is_key(leaf: Any) -> bool:
+def is_key(leaf: Any) -> bool:
+    """Whether it is a JAX key."""
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

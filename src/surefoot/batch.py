@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from surefoot.distributions import Distribution
+from surefoot.sharding import blocks, taken
 
 
 class Trajectory(eqx.Module):
@@ -112,8 +113,9 @@ def _where_weighted(weight: Float[Array, " B"], leaf: Array) -> Array:
 
 
 def rows(batch: Batch, index: Any) -> Batch:
-    """The rows that `index` selects (a slice or whole numbers), with weights as they were."""
-    return jax.tree.map(lambda leaf: leaf[index], batch)
+    """The rows that `index` selects (a slice or whole numbers; over several devices as `sharding.taken` has them), with
+    weights as they were."""
+    return jax.tree.map(lambda leaf: taken(leaf, index), batch)
 
 
 def weighted_sum(weight: Float[Array, " B"], value: Float[Array, " B"]) -> Float[Array, ""]:
@@ -159,3 +161,11 @@ def shuffled(key: PRNGKeyArray, count: int, times: int = 1) -> Int[Array, "times
     mask = np.uint32((1 << max(count - 1, 1).bit_length()) - 1)
     tagged = (jax.random.bits(key, (times, count), "uint32") & ~mask) | jnp.arange(count, dtype="uint32")
     return (jnp.sort(tagged, axis=1) & mask).astype(jnp.int32)
+
+
+def shuffled_rows(key: PRNGKeyArray, count: int, times: int = 1) -> Int[Array, "times ..."]:
+    """`shuffled` for the rows of a batch: over D devices each shuffles its own block, [times, D, count/D]."""
+    devices = blocks()
+    if devices == 1:
+        return shuffled(key, count, times)
+    return shuffled(key, count // devices, times * devices).reshape(times, devices, -1)

@@ -36,8 +36,8 @@ def keep_compiled_programs() -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def see_every_core() -> None:
-    """Let JAX see each of the CPU's cores as a device, over which lanes are spread: for the command's own process.
+def see_cpu_devices(count: int) -> None:
+    """Let JAX see the CPU as so many devices, over which lanes or a batch are spread: for the command's own process.
 
     Leaves JAX as it is once it has looked for its devices, and where the user has said how many there are.
     """
@@ -45,7 +45,7 @@ def see_every_core() -> None:
     if said or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", len(cores()))
+        jax.config.update("jax_num_cpu_devices", count)
 
 
 def cores() -> list[int]:

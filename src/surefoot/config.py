@@ -293,6 +293,12 @@ class Collection(Settings):
         above=0,
         at_most=1_000_000,
     )
+    devices: int | None = setting(
+        None,
+        "Devices over which an update's batch is spread, along its environments. By default one.",
+        at_least=1,
+        at_most=65536,
+    )
     workers: int | None = setting(
         None,
         "Ray workers that collect, each with its share of the environments, of which there is at least one each; of "
@@ -415,6 +421,11 @@ class Run(Settings):
             raise SettingError(
                 f"envs times horizon must be at most {_MOST_ROWS} steps an update, but "
                 f"{self.collection.envs} times {self.collection.horizon} came; shorten the horizon"
+            )
+        if self.collection.envs % (self.collection.devices or 1):
+            raise SettingError(
+                f"devices must divide envs, {self.collection.envs}, so that each has as many environments, "
+                f"but {self.collection.devices} came"
             )
         if self.certification.guard and self.collection.envs < FEWEST_ENVIRONMENTS:
             raise SettingError(

@@ -14,9 +14,10 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from surefoot import config
-from surefoot.batch import shuffled
+from surefoot.batch import shuffled_rows
 from surefoot.convolution import Network, make_network
 from surefoot.networks import Normaliser
+from surefoot.sharding import block_size, in_minibatches, minibatch_size, taken
 from surefoot.spaces import Encoder, make_encoder
 
 
@@ -163,7 +164,7 @@ def fit(
     goal = (target - critic.mean) / critic.std
     optimiser = _optimiser(settings)
     rows = target.shape[0]
-    size = min(settings.minibatch, rows)
+    size = minibatch_size(settings.minibatch, rows)
     count = rows // size
 
     vector, rebuild = _flat(critic.network)
@@ -178,11 +179,11 @@ def fit(
         return (vector + change, moments), None
 
     def epoch(carry, order):
-        minibatches = [array[order].reshape(count, size, *array.shape[1:]) for array in (features, goal, weight)]
+        minibatches = [in_minibatches(taken(array, order), count) for array in (features, goal, weight)]
         return jax.lax.scan(step, carry, minibatches)
 
     # The few rows that do not fill a minibatch sit out a pass; they are others in the next.
-    orders = shuffled(key, rows, settings.epochs)[:, : count * size]
+    orders = shuffled_rows(key, rows, settings.epochs)[..., : block_size(count * size)]
     (vector, moments), _ = jax.lax.scan(epoch, (vector, state.optimiser), orders)
     report = CriticReport(
         explained_variance=explained,

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from surefoot.batch import Batch, rows, weighted_sum, weighted_sums
 from surefoot.policy import Policy, TabularPolicy, flatten
+from surefoot.sharding import block_size, cut, in_every_block, put
 
 Vector = Float[Array, " P"]
 
@@ -226,15 +227,17 @@ def _effective_sample_size(mass: Float[Array, " B"]) -> Float[Array, ""]:
 def subsample(batch: Batch, share: float, *, fewest: int = 1) -> Batch:
     """One row of every k, with weights that again sum to 1; the whole batch for share 1.
 
-    k is round(1/share), or less where that would leave fewer than `fewest` rows.
+    k is round(1/share), or less where that would leave fewer than `fewest` rows. Over several devices it is one row of
+    every k of each.
     """
     stride = max(1, min(round(1 / share), batch.size // fewest))
     if stride == 1:
         return batch
     # Rows of several environments take turns: always the first of k would be the same environments for ever where
     # their number is a multiple of k.
-    block = np.arange(-(-batch.size // stride))
-    part = rows(batch, np.minimum(block * stride + block % stride, batch.size - 1))
+    size = block_size(batch.size)
+    block = np.arange(-(-size // stride))
+    part = rows(batch, np.minimum(block * stride + block % stride, size - 1))
     total = jnp.maximum(jnp.sum(part.weight), jnp.finfo(part.weight.dtype).tiny)
     return eqx.tree_at(lambda b: b.weight, part, part.weight / total)
 
@@ -254,9 +257,11 @@ def _scale_rows(weight: Array, leaf: Array) -> Array:
 
 
 def _evenly(batch: Batch, chunk: int) -> tuple[int, int]:
-    """How many chunks of at most `chunk` rows the batch makes, and the rows of each, as equal as they can be."""
-    count = -(-batch.size // chunk)
-    return count, -(-batch.size // count)
+    """How many chunks of at most `chunk` rows the batch makes, and the rows of each, as equal as they can be; over
+    several devices those that each has of it, at least one."""
+    size = block_size(batch.size)
+    count = -(-size // max(block_size(chunk), 1))
+    return count, -(-size // count)
 
 
 def _chunk(batch: Batch, number: Array, length: int) -> tuple[Batch, Array]:
@@ -265,8 +270,8 @@ def _chunk(batch: Batch, number: Array, length: int) -> tuple[Batch, Array]:
     It is cut out where it is used: a batch that is laid out anew for a loop would be in memory twice. The last chunk
     ends with the batch, so it may begin with rows that the one before has had.
     """
-    begin = jnp.minimum(number * length, batch.size - length)
-    return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, begin, length), batch), begin
+    begin = jnp.minimum(number * length, block_size(batch.size) - length)
+    return jax.tree.map(lambda leaf: cut(leaf, begin, length), batch), begin
 
 
 def _sum_over_chunks(function: Callable[[Batch], Array], batch: Batch, chunk: int) -> Array:
@@ -276,7 +281,7 @@ def _sum_over_chunks(function: Callable[[Batch], Array], batch: Batch, chunk: in
 
     def add(number, total):
         part, begin = _chunk(batch, number, length)
-        fresh = begin + jnp.arange(length) >= number * length
+        fresh = in_every_block(begin + jnp.arange(length) >= number * length)
         rows_once = (
             jnp.where(fresh, part.weight, 0),
             jnp.where(fresh, part.log_base, -jnp.inf),
@@ -297,8 +302,7 @@ def _map_over_chunks(function: Callable[[Batch], Any], batch: Batch, chunk: int)
 
     def write(number, results):
         part, begin = _chunk(batch, number, length)
-        put = lambda whole, piece: jax.lax.dynamic_update_slice_in_dim(whole, piece, begin, 0)  # noqa: E731
-        return jax.tree.map(put, results, function(part))
+        return jax.tree.map(lambda whole, piece: put(whole, piece, begin), results, function(part))
 
     shape = jax.eval_shape(function, batch)
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)

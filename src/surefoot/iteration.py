@@ -29,6 +29,7 @@ from surefoot.sampled_certificate import (
     realised_gain,
     sampled_certificate,
 )
+from surefoot.sharding import placed, replicated
 from surefoot.sources.base import Source
 from surefoot.stages import (
     Estimates,
@@ -148,13 +149,14 @@ def iterate(
     The critic's fit is begun and not waited for: nothing needs the critic before the next estimate, so it
     is fitted while the next experience is collected. Until `settled`, its figures in the row are promises.
     """
+    learner = replicated(learner)
     key, collect_key, update_key, critic_key = split_keys(learner.key, 4)
     started = time.perf_counter()
     trajectory, state = source.collect(learner.policy, state, collect_key)
     collected = time.perf_counter()
     jax.block_until_ready(learner.critic)
     waited = time.perf_counter()
-    trajectory = jax.device_put(trajectory)
+    trajectory = placed(trajectory)
     batch, estimates = estimate_stage(learner.policy, learner.critic.critic, learner.returns, trajectory, run.estimator)
     jax.block_until_ready(estimates)
     estimated = time.perf_counter()

@@ -27,6 +27,7 @@ from surefoot.report.replay import Trace
 from surefoot.resuming import begun_with
 from surefoot.rules import RULES, Memory, Rule, UpdateReport
 from surefoot.settings import as_json
+from surefoot.sharding import check_devices, placed, spread_over
 
 SAMPLED_RULES = tuple(name for name, settings in config.RULES.items() if not settings.tabular_only)
 """The names of the rules that batches of samples can be given to."""
@@ -162,7 +163,8 @@ def replay(run: str | os.PathLike, *, update: int, rules: Iterable[Rule | str] =
     """Apply the run's own rule, with its own memory, and then others, begun anew, to one of the run's batches.
 
     Every rule is given the policy before the update, the batch and the key that the run's rule was given. A rule that
-    is the run's own, setting by setting, is not applied again.
+    is the run's own, setting by setting, is not applied again. The batch is spread over as many devices as the run's
+    batches were, as which rows a subsample or a minibatch takes depends on them.
 
     Arguments:
         run: a run's folder that was trained with `keep_batches`.
@@ -170,21 +172,25 @@ def replay(run: str | os.PathLike, *, update: int, rules: Iterable[Rule | str] =
         rules: such as `surefoot.TRPO(radius=0.02)`, or rules' names for their defaults.
 
     Raises RunError where the run, or what it kept, cannot be read or does not fit together; SettingError for a rule
-    that batches of samples cannot be given to.
+    that batches of samples cannot be given to, and where there are fewer devices than the run had.
     """
     folder = Path(run)
     recipe, own, settings = begun_with(folder)
     others = [_made(rule) for rule in rules]
     if type(update) is not int or update < 1:
         raise SettingError(f"update must be a whole number, at least 1, but {update!r} came")
+    devices = settings.collection.devices
+    check_devices(devices)
     inputs = load(folder, recipe.identity, update, own, settings.network)
     others = [rule for rule in others if rule.settings() != own.settings()]
     starts = [rule.init(inputs.policy) for rule in others]  # refused before anything is compiled
     own = annealed(own, float(inputs.share))
     own_name = f"{own.settings_class.name} (run)"
-    steps = [_step(own_name, True, own, inputs, inputs.memory)]
-    for rule, memory in zip(others, starts, strict=True):
-        steps.append(_step(_free(rule.settings_class.name, steps), False, rule, inputs, memory))
+    with spread_over(devices):
+        inputs = inputs._replace(batch=placed(inputs.batch, axis=0))
+        steps = [_step(own_name, True, own, inputs, inputs.memory)]
+        for rule, memory in zip(others, starts, strict=True):
+            steps.append(_step(_free(rule.settings_class.name, steps), False, rule, inputs, memory))
     repetition = _repetition(folder, update, steps[0].report)
     rows = int(np.sum(np.asarray(inputs.batch.weight) > 0))
     cosine, fisher_cosine = (_cosines(steps, image) for image in ("vector", "image"))

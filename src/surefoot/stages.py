@@ -29,6 +29,7 @@ from surefoot.sampled_certificate import (
     over_environments,
     temporal_difference,
 )
+from surefoot.sharding import merged, unmerged
 
 
 def _as_tree(kind: type, *leaves: str) -> None:
@@ -138,13 +139,13 @@ def estimate_stage(
     cut = policy.action_map.saturated(trajectory.action)
     cut = jnp.mean(cut.reshape(*real.shape, -1), axis=-1)
     error = temporal_difference(trajectory, value, settings.discount)
-    weight = batch.weight.reshape(real.shape)
+    weight = unmerged(batch.weight, real.shape)
     return batch, Estimates(
-        value=value[:-1].reshape(-1),
+        value=merged(value[:-1]),
         target=target,
-        error=error.reshape(-1),
+        error=merged(error),
         sums=over_environments(error, weight, trajectory.terminated, settings.discount),
-        terminating=weighted_sum(batch.weight, trajectory.terminated.reshape(-1).astype(value.dtype)),
+        terminating=weighted_sum(batch.weight, merged(trajectory.terminated).astype(value.dtype)),
         episode_return=_returns_so_far(trajectory, returns),
         reward_mean=mean,
         reward_std=jnp.sqrt(jnp.sum(jnp.where(real, (reward - mean) ** 2, 0)) / count),
@@ -160,7 +161,7 @@ def frozen_error(
 ) -> tuple[Array, Array]:
     """`Sums` of a critic's temporal differences."""
     error = temporal_difference(trajectory, critic(trajectory.observation), discount)
-    return over_environments(error, weight.reshape(error.shape), trajectory.terminated, discount)
+    return over_environments(error, unmerged(weight, error.shape), trajectory.terminated, discount)
 
 
 def _seen(trajectory: Trajectory, batch: Batch, key: PRNGKeyArray, held: int, idle: Any) -> tuple[Batch, Any, Any]:
@@ -171,7 +172,7 @@ def _seen(trajectory: Trajectory, batch: Batch, key: PRNGKeyArray, held: int, id
     if not held:
         return seen, None, key
     kept_out = jax.random.permutation(holdout_key, trajectory.reset.shape[1]) < held
-    away = jnp.broadcast_to(kept_out, trajectory.reset.shape).reshape(-1)
+    away = merged(jnp.broadcast_to(kept_out, trajectory.reset.shape))
     return reweighted(seen, jnp.where(away, 0, batch.weight)), away, key
 
 
@@ -209,7 +210,8 @@ def update_stage(
         centred = batch.advantage - weighted_sum(seen.weight, batch.advantage)
         change = advantage_change(updated, eqx.tree_at(lambda b: b.advantage, batch, centred))
         shape, weight = trajectory.reset.shape, jnp.where(away, batch.weight, 0)
-        held_out = over_environments(change.reshape(shape), weight.reshape(shape), trajectory.terminated, discount)
+        change, weight = unmerged(change, shape), unmerged(weight, shape)
+        held_out = over_environments(change, weight, trajectory.terminated, discount)
     observed = updated.observed(_before(trajectory), ~trajectory.reset)
     part = subsample(batch, _DRIFT_ROWS / batch.size)
     drift = updated(part.observation, part.mask).kl(observed(part.observation, part.mask))
@@ -226,15 +228,15 @@ def movement_stage(
     discount: Float[Array, ""] | float,
 ) -> Moved:
     """How the policy moved under discounted weights. Its normaliser's own movement is part of it."""
-    time = jnp.asarray(trajectory.time).reshape(-1)
-    weight = jnp.where(trajectory.reset.reshape(-1), 0, jnp.asarray(discount, batch.weight.dtype) ** time)
+    time = merged(jnp.asarray(trajectory.time))
+    weight = jnp.where(merged(trajectory.reset), 0, jnp.asarray(discount, batch.weight.dtype) ** time)
     return movement_from_start(
         policy,
         batch,
         weight / jnp.sum(weight),
         time=time,
-        terminated=trajectory.terminated.reshape(-1),
-        reward=trajectory.reward.reshape(-1),
+        terminated=merged(trajectory.terminated),
+        reward=merged(trajectory.reward),
         error=estimates.error,
         value=estimates.value,
     )

@@ -24,6 +24,7 @@ from surefoot.recipe import recipe_of
 from surefoot.record import differing_versions, new_run_folder
 from surefoot.rules import RULES, Rule
 from surefoot.settings import check
+from surefoot.sharding import check_devices
 from surefoot.sources import make_source, refuse_foreign_code
 from surefoot.sources.environments import environment_name
 from surefoot.study_record import (
@@ -251,6 +252,7 @@ def _refuse_unfit(environment: Environment, kinds: Rules, wanted: Sweep | Compar
     policy = make_policy(*spaces, run.network, jax.random.key(first))
     make_critic(spaces[0], run.critic, jax.random.key(first), normalise=run.network.normalise)
     for point in points:
+        check_devices(wanted.run(point, first).collection.devices)
         made = rule_of(kinds, wanted.rule(point))
         made.init(policy)
         if wanted.run(point, first).certification.guard:

@@ -35,6 +35,7 @@ from surefoot.report.page import write_report
 from surefoot.resuming import Begun, begun_with, newest, refuse_links
 from surefoot.rules import RULES, Rule
 from surefoot.settings import dumps
+from surefoot.sharding import check_devices, spread_over
 from surefoot.sources import caution, make_source, refuse_foreign_code
 from surefoot.sources.base import Source
 from surefoot.sources.environments import environment_name
@@ -105,6 +106,7 @@ def train(
         careful(rule, 1.0)  # refused before anything is made where there is nothing to shorten
     if tensorboard:
         writer_class()  # refused before anything is made where it is not installed
+    check_devices(run.collection.devices)
     keep_compiled_programs()
     source = make_source(environment, run.collection)
     try:
@@ -161,6 +163,7 @@ def resume(
     name = str(recipe.environment)
     refuse_links(folder)
     refuse_foreign_code(folder, name, allowed=allow_env or environment is not None)
+    check_devices(run.collection.devices)
     if tensorboard:
         writer_class()
     told = told or warn
@@ -300,7 +303,8 @@ def _onward(source: Source, rule: Rule, run: config.Run) -> Onward:
         return _compiled(source, rule, run)
 
     def onward(standing: Standing, started: float) -> tuple[Standing, list[Iteration]]:
-        learner, state, done = iterate(source, rule, run, standing.learner, standing.state, standing.steps)
+        with spread_over(run.collection.devices):
+            learner, state, done = iterate(source, rule, run, standing.learner, standing.state, standing.steps)
         return further(standing, [done], learner, state, time.perf_counter() - started, 0.0)
 
     return onward

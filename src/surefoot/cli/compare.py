@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     rules = [RULES[rule.name](**dataclasses.asdict(rule)) for rule in plain]
     ways = {"seeds": arguments.seeds, "out": arguments.out, "lanes": arguments.lanes, "told": note}
-    studies.spread(arguments)
+    studies.spread(arguments, settings)
     with asked_to_stop() as stop:
         path = compare(arguments.environment, rules, stop=stop, **ways, **far, **settings).path
     return studies.tell(path, quiet=arguments.json)

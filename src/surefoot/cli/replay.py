@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surefoot import config
+from surefoot.cli import devices
 from surefoot.cli.options import add_rule_settings, settings_of_rules, whole
 from surefoot.errors import printable
 from surefoot.sweep import refuse_tabular
@@ -52,6 +53,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from surefoot.report.replay import replay_picture
     from surefoot.rules import RULES
 
+    devices.show(arguments, devices.settings_in(arguments.run))
     keep_compiled_programs()
     rules = [RULES[rule.name](**dataclasses.asdict(rule)) for rule in settings]
     done = replay(arguments.run, update=arguments.update, rules=rules)

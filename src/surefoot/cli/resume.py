@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from surefoot.cli import studies
+from surefoot.cli import devices, studies
 from surefoot.cli.interruption import asked_to_stop
 from surefoot.cli.options import whole
 from surefoot.cli.train import note, tell
@@ -49,6 +49,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             )
     from surefoot.training import resume
 
+    devices.show(arguments, devices.settings_in(arguments.run))
     with asked_to_stop() as stop:
         done = resume(
             arguments.run,
@@ -65,8 +66,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 def _study(arguments: argparse.Namespace) -> dict[str, Any]:
     studies.refuse_for_studies(arguments, "steps", "tensorboard")
     from surefoot.studies import resume_study
+    from surefoot.study_record import read_study
 
-    studies.spread(arguments)
+    settings = read_study(arguments.run).told.get("settings")
+    studies.spread(arguments, settings if isinstance(settings, dict) else {})
     with asked_to_stop() as stop:
         ways = {"lanes": arguments.lanes, "workers": arguments.workers, "ray_address": arguments.ray_address}
         done = resume_study(arguments.run, allow_env=arguments.allow_env, stop=stop, told=note, **ways)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
+from surefoot.cli import devices
 from surefoot.cli.options import number, whole
 from surefoot.errors import RunError, SettingError, SurefootError, printable
 from surefoot.scores import Improvement
@@ -57,12 +59,12 @@ def far(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: settings.pop(name) for name in ("workers", "ray_address") if name in settings}
 
 
-def spread(arguments: argparse.Namespace) -> None:
-    """Have a study's lanes on all cores, where the process is the command's own."""
-    from surefoot.compilation import see_every_core
+def spread(arguments: argparse.Namespace, settings: Mapping[str, Any]) -> None:
+    """Have a study's lanes on all cores, and each run's batches over as many devices as its settings name, where the
+    process is the command's own."""
+    from surefoot.compilation import cores
 
-    if arguments.own_process:
-        see_every_core()
+    devices.show(arguments, settings, least=len(cores()))
 
 
 def swept(texts: list[str]) -> dict[str, list[Any]]:

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from surefoot import config
-from surefoot.cli import studies
+from surefoot.cli import devices, studies
 from surefoot.cli.interruption import asked_to_stop
 from surefoot.cli.options import HINTS, add_rule_options, add_run_options, cut_note, given, rule_settings
 from surefoot.errors import SettingError, printable
@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
         rule = RULES[arguments.rule](**dataclasses.asdict(plain_rule))
         ways = {"seeds": arguments.seeds, "sweep": swept, "lanes": arguments.lanes}
-        studies.spread(arguments)
+        studies.spread(arguments, settings)
         with asked_to_stop() as stop:
             path = study(environment, rule, stop=stop, **ways, **far, **shared, **settings).path
         return studies.tell(path, quiet=arguments.json)
@@ -97,6 +97,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     (point,) = wanted.points
     rule = RULES[arguments.rule](**dataclasses.asdict(wanted.rule(point)))
     settings = plain_settings(wanted.run(point, wanted.every_seed[0]))
+    devices.show(arguments, settings)
     with asked_to_stop() as stop:
         done = train(environment, rule, tensorboard=arguments.tensorboard, stop=stop, **shared, **settings)
     return tell(done, quiet=arguments.json)

@@ -11,11 +11,12 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from surefoot.batch import Batch, rows, shuffled, weighted_sum
+from surefoot.batch import Batch, rows, shuffled_rows, weighted_sum
 from surefoot.errors import SettingError
 from surefoot.geometry import fisher_quadratic, ratio_mass, surrogate_gradient, tabular_advantage
 from surefoot.policy import Policy, TabularPolicy, flatten
 from surefoot.rules.base import Proposal
+from surefoot.sharding import minibatch_size, split
 
 Objective = Callable[[Policy, Batch], Array]
 
@@ -64,7 +65,7 @@ def ascend(
     gradient is unbiased. The few rows that do not fill a minibatch sit out a pass, others the next.
     """
     _, rebuild = flatten(policy)
-    size = min(rule.minibatch or batch.size, batch.size)
+    size = minibatch_size(rule.minibatch or batch.size, batch.size)
     count = batch.size // size
     transform = optimiser(rule)
 
@@ -82,8 +83,7 @@ def ascend(
         return more if rule.stop is None else more & ~(ascent.kl > rule.stop)
 
     def one_pass(ascent: Ascent) -> Ascent:
-        order = shuffled(jax.random.fold_in(key, ascent.passes), batch.size)[0]
-        order = order[: count * size].reshape(count, size)
+        order = split(shuffled_rows(jax.random.fold_in(key, ascent.passes), batch.size)[0], count, size)
         (theta, moments), _ = jax.lax.scan(step, (ascent.theta, ascent.moments), order)
         kl = ascent.kl if rule.stop is None else mean_kl(rebuild(theta), batch, "kl")
         return Ascent(theta, moments, ascent.passes + 1, kl)

@@ -122,6 +122,11 @@ def make_source(
         from surefoot.sources.functional import FunctionalSource
 
         name = environment_name(environment)
+        if (settings.devices or 1) > 1:
+            raise SettingError(
+                f"devices must be 1 for {name}, which is written in JAX and trained in one program, "
+                f"but {settings.devices} came"
+            )
         return FunctionalSource(made, name=name, envs=settings.envs, horizon=settings.horizon)
     named = isinstance(environment, str) and ":" not in environment
     if settings.source == "envpool" and not named:

@@ -243,7 +243,9 @@ class RaySource(Source):
             self._wait({self._actors[worker].prepare.remote(path): worker for worker in workers}, lambda *_: None)
             begun = {}
             for worker in workers:
-                own = replace(settings, envs=self._counts[worker], workers=None, ray_address=None, enough=1.0)
+                own = replace(
+                    settings, envs=self._counts[worker], workers=None, ray_address=None, enough=1.0, devices=None
+                )
                 begun[self._actors[worker].begin.remote(self._environment, own, threads)] = worker
             workers = self._wait(begun, self._meet)
             if not workers:
