@@ -87,7 +87,10 @@ def ours(task: str, seed: int, steps: int, every: int, rule: str, given: dict[st
     return Plan(None, __version__, task, seed, steps, {k: v for k, v in settings.items() if k not in left_out})
 
 
-_NOT_SETTINGS = ("seed", "steps", "checkpoint_seconds", "workers", "ray_address", "worker_seconds", "enough")
+_NOT_SETTINGS = (
+    *("seed", "steps", "checkpoint_seconds"),
+    *("workers", "ray_address", "worker_seconds", "enough", "devices"),
+)
 """Settings of a run that a row tells apart from its settings, that change no result, or that are of many machines."""
 
 

@@ -4,8 +4,8 @@
     python benchmarks/workers.py overhead [ENV] [--rounds N]       # one worker against the plain source
     python benchmarks/workers.py model [--rounds N]                # measured against foretold
 
-`speed-up` and `model` collect in an environment whose step sleeps 5 milliseconds, four to a worker; times are medians over
-rounds, and every round takes the rows of its table in turn, so that noise meets all of them.
+`speed-up` and `model` collect in an environment whose step sleeps 5 milliseconds, four to a worker. Times are medians
+over rounds.
 """
 
 from __future__ import annotations
@@ -219,7 +219,10 @@ def model(rounds: int) -> dict[str, Any]:
         "step_seconds_of_the_simulators": slept,
         "work_seconds_of_a_step": work,
         "beside": dict(zip(("a", "b", "d", "e"), map(float, found), strict=True)),
-        "calibrated_on": {f"{w} workers, {n}": x for (w, n), x in zip(itertools.product(CALIBRATED, HIDDEN), beside)},
+        "calibrated_on": {
+            f"{count} workers, {name}": spent
+            for (count, name), spent in zip(itertools.product(CALIBRATED, HIDDEN), beside, strict=True)
+        },
         "table": table,
         "largest_error": max(abs(row["ratio"] - 1) for row in table),
     }

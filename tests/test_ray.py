@@ -299,8 +299,8 @@ def test_without_ray_it_says_what_to_install(monkeypatch, capsys):
     ("settings", "said"),
     [
         ({"workers": 3, "envs": 2}, "workers must be at most envs, 2"),
-        ({"enough": 0.5}, "enough is for workers, but workers is none"),
-        ({"ray_address": "auto"}, "ray_address is for workers"),
+        ({"enough": 0.5}, "enough must be 1.0 without workers"),
+        ({"ray_address": "auto"}, "ray_address must be None without workers"),
         ({"workers": 0}, "workers must be a whole number, at least 1"),
     ],
 )

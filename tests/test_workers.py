@@ -112,7 +112,7 @@ def test_a_study_that_is_stopped_leaves_checkpoints_and_goes_on(tmp_path):
 def test_lanes_and_workers_and_an_address_without_workers_are_refused(tmp_path):
     with pytest.raises(sf.SettingError, match="lanes are of one process"):
         study("CartPole-v1", "pg", lanes=2, workers=2, out=tmp_path / "study", **SETTINGS)
-    with pytest.raises(sf.SettingError, match="ray_address is for workers"):
+    with pytest.raises(sf.SettingError, match="ray_address must be None without workers"):
         study("CartPole-v1", "pg", ray_address="auto", out=tmp_path / "study", **SETTINGS)
     assert not (tmp_path / "study").exists()
 

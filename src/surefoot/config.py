@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
-from surefoot.errors import SettingError, did_you_mean
+from surefoot.errors import SettingError, did_you_mean, shown
 from surefoot.settings import Following, Settings, check, field_of, setting
 
 
@@ -327,14 +327,19 @@ class Collection(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.workers is None:
-            for name, given in (("ray_address", self.ray_address is not None), ("enough", self.enough < 1)):
-                if given:
-                    raise SettingError(f"{name} is for workers, but workers is none; say how many, as in workers=4")
+            for name, default in (("ray_address", None), ("enough", 1.0)):
+                if (given := getattr(self, name)) != default:
+                    raise SettingError(refused_without_workers(name, default, given))
         elif self.workers > self.envs:
             raise SettingError(
                 f"workers must be at most envs, {self.envs}, each with an environment of its own, but {self.workers} "
                 "came; take more environments"
             )
+
+
+def refused_without_workers(name: str, default: Any, given: Any) -> str:
+    """What is said of a setting that only workers have."""
+    return f"{name} must be {default} without workers (say how many, as in workers=4), but {shown(given)} came"
 
 
 FEWEST_ENVIRONMENTS = 8

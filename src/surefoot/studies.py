@@ -231,7 +231,7 @@ def _spread(lanes: int | None, workers: int | None, ray_address: str | None) -> 
     for name, value in (("workers", workers), ("ray_address", ray_address)):
         check(config.Collection, name, value)
     if workers is None and ray_address is not None:
-        raise SettingError("ray_address is for workers, but workers is none; say how many, as in workers=4")
+        raise SettingError(config.refused_without_workers("ray_address", None, ray_address))
     if lanes is not None and workers is not None:
         raise SettingError("lanes are of one process, and workers are several; leave one of them out")
     return Spread(workers, ray_address)
