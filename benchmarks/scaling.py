@@ -200,6 +200,10 @@ def flatness(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return result
 
 
+BY_HAND = "# Beyond one machine"
+"""The heading of the part of the page that this script leaves as it is."""
+
+
 def line(cells: list[Any]) -> str:
     return "| " + " | ".join(str(cell) for cell in cells) + " |"
 
@@ -317,7 +321,9 @@ def main() -> None:
     if largest:
         result["largest_inside_limit"] = largest["process_peak_mib"] <= 1024 * LIMIT_GIB
     if arguments.out:
-        (arguments.out / "scaling.md").write_text(page(rows, flat))
+        file = arguments.out / "scaling.md"
+        _, heading, by_hand = file.read_text().partition(BY_HAND) if file.exists() else ("", "", "")
+        file.write_text(page(rows, flat) + (f"\n{heading}{by_hand}" if heading else ""))
         save(rows, arguments.out / "scaling.csv")
         draw(rows, arguments.out / "scaling.png")
     print(dumps(result) if arguments.json else page(rows, flat))

@@ -309,6 +309,22 @@ def test_settings_that_do_not_go_together_are_refused(settings, said):
         config.make_run(**settings)
 
 
+def test_no_file_chooses_the_cluster_that_a_run_is_on(cluster, tmp_path):
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    run = tmp_path / "run"
+    with pytest.raises(Stopped):
+        train("CartPole-v1", "pg", out=run, stop=after(1), ray_address=address, **SETTINGS)
+    told = json.loads((run / "config.json").read_text())
+    assert (told["workers"], told["ray_address"]) == (2, None)
+    (run / "config.json").write_text(json.dumps(told | {"ray_address": address}))
+    with pytest.raises(sf.RunError, match="ray_address must be null in a file"):
+        resume(run, progress=False)
+    (run / "config.json").write_text(json.dumps(told))
+    resume(run, ray_address=address, progress=False)
+
+
 def test_there_is_an_environment_for_every_worker_unless_their_number_is_given():
     assert config.make_run(workers=256).collection.envs == 256
     assert config.make_run(workers=2).collection.envs == config.Collection().envs

@@ -195,7 +195,7 @@ def _quiet(line: str) -> None:
 
 
 def configuration(environment: str, rule: Rule, run: config.Run) -> dict[str, Any]:
-    """Everything needed to run it again, as config.json has it."""
+    """Everything needed to run it again, as config.json has it. Not where: no file chooses a cluster (`recipe`)."""
     plain = {
         name: getattr(getattr(run, group) if group else run, item)
         for name, (group, item) in config.run_options().items()
@@ -205,5 +205,5 @@ def configuration(environment: str, rule: Rule, run: config.Run) -> dict[str, An
         "rule": rule.settings_class.name,
         "trust_region": rule.settings_class.trust_region,
         "rule_settings": as_json(rule.settings()),
-        **as_json(plain),
+        **as_json(plain | {"ray_address": None}),
     }

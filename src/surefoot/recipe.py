@@ -71,6 +71,11 @@ def recipe_of(told: Any) -> Recipe:
     ):
         if key in told and not isinstance(told[key], kind):
             raise SettingError(f"{key} must be {wanted}, but {shown(told[key])} came")
+    if settings.get("ray_address") is not None:
+        raise SettingError(
+            f"ray_address must be null in a file, but {shown(settings['ray_address'])} came: a cluster runs code of "
+            "whoever speaks for it, so name one with --ray-address, or in RAY_ADDRESS"
+        )
     config.make_run(**settings)
     rule, rule_settings = told.get("rule"), told.get("rule_settings", {})
     if rule is not None and rule not in config.RULES:

@@ -148,7 +148,8 @@ def resume(
         steps: train until this many environment steps in place of those that the run was begun with.
         environment: the environment, where config.json does not name one that can be made from its name.
         allow_env: let the run's own package.module:callable environment be imported, which runs its code.
-        ray_address: of the cluster that the run's workers are on, in place of the one that it was begun with.
+        ray_address: of the cluster that the run's workers are on, which the run's files do not say; by default
+            RAY_ADDRESS, or this machine.
         progress, tensorboard, stop: as for `train`.
         told: is given a line for each checkpoint that is passed by because it is not sound, for other versions of what
             the bits depend on, and whatever `train` tells; by default each is a warning.

@@ -30,7 +30,9 @@ def add(commands: Any) -> None:
     studies.add_lanes(parser, "as the study was begun; a single run has none")
     parser.add_argument("--workers", type=whole, metavar="N", help="of a study, make N runs at once by Ray's workers")
     parser.add_argument(
-        "--ray-address", metavar="TEXT", help="Ray cluster that the workers are on, in place of the one begun with"
+        "--ray-address",
+        metavar="TEXT",
+        help="Ray cluster that the workers are on (default: RAY_ADDRESS, or this machine)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output and nothing else")
     parser.set_defaults(command=run, exit_code=studies.exit_code)
