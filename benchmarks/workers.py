@@ -202,9 +202,9 @@ def model(rounds: int) -> dict[str, Any]:
     rows, beside = [], []
     for workers in CALIBRATED:
         for name, hidden in HIDDEN.items():
-            spent = seconds_of(workers, hidden, rounds, 0.0)
+            spent = seconds_of(workers, hidden, rounds, MILLISECONDS)
             rows.append(terms(workers, size_of(hidden)))
-            beside.append(spent - HORIZON * step(workers, work[name], 0.0))
+            beside.append(spent - HORIZON * step(workers, work[name], slept))
     found, *_ = np.linalg.lstsq(np.asarray(rows), np.asarray(beside), rcond=None)
     table = []
     for name, hidden in HIDDEN.items():

@@ -95,18 +95,72 @@ def test_a_worker_that_is_killed_is_replaced_and_its_run_goes_on(tmp_path):
         assert policy(tmp_path / "turn" / "runs" / run) == policy(tmp_path / "spread" / "runs" / run)
 
 
-def test_a_study_that_is_stopped_leaves_checkpoints_and_goes_on(tmp_path):
-    settings = SETTINGS | {"steps": 60_000}
+def test_a_study_that_is_stopped_leaves_checkpoints_and_goes_on_to_the_same_bits(tmp_path):
+    settings = SETTINGS | {"steps": 12_000, "checkpoint_seconds": 0}
+    study("CartPole-v1", "pg", seeds=2, out=tmp_path / "turn", **settings)
     begun = time.monotonic()
 
     def stop():
-        return any((tmp_path / "study").glob("runs/*/metrics.jsonl")) or time.monotonic() - begun > 60
+        return any((tmp_path / "study").glob("runs/*/checkpoints/*")) or time.monotonic() - begun > 60
 
-    with pytest.raises(Stopped, match="0 of 3 runs finished; go on with: surefoot resume"):
-        study("CartPole-v1", "pg", seeds=3, workers=2, out=tmp_path / "study", stop=stop, **settings)
+    with pytest.raises(Stopped, match="0 of 2 runs finished; go on with: surefoot resume"):
+        study("CartPole-v1", "pg", seeds=2, workers=1, out=tmp_path / "study", stop=stop, **settings)
     assert list((tmp_path / "study").glob("runs/*/checkpoints/*"))
-    with pytest.raises(Stopped):
-        resume_study(tmp_path / "study", workers=2, progress=False, stop=lambda: True)
+    done = resume_study(tmp_path / "study", workers=2, progress=False)
+    assert [member.status for member in done.runs] == [FINISHED] * 2
+    for run in folders(tmp_path / "turn"):
+        assert policy(tmp_path / "turn" / "runs" / run) == policy(tmp_path / "study" / "runs" / run)
+
+
+class Stopping(BaseException):
+    pass
+
+
+def test_a_study_that_is_given_up_leaves_no_run_under_way(tmp_path):
+    asked = iter(range(100))
+
+    def stop():
+        if any((tmp_path / "study").glob("runs/*/checkpoints/*")) or next(asked) > 60:
+            raise Stopping
+        return False
+
+    settings = SETTINGS | {"steps": 1_000_000, "checkpoint_seconds": 0}
+    with pytest.raises(Stopping):
+        study("CartPole-v1", "pg", seeds=2, workers=2, out=tmp_path / "study", stop=stop, **settings)
+    until = time.monotonic() + 30
+    while makers() and time.monotonic() < until:
+        time.sleep(0.2)
+    assert not makers()
+    assert not (tmp_path / "study" / "stop").exists()
+
+
+class Refusing(sf.PG):
+    """A rule of one's own with the settings of pg, which says that it is not pg."""
+
+    def update(self, *arguments):
+        raise ValueError("this is not pg")
+
+
+def test_a_rule_of_ones_own_is_not_replaced_by_the_one_whose_settings_it_has(tmp_path):
+    done = study("CartPole-v1", Refusing(), seeds=1, workers=1, out=tmp_path / "study", **SETTINGS)
+    assert [member.status for member in done.runs] == [FAILED]
+    assert "this is not pg" in done.runs[0].error
+
+
+def test_a_study_in_a_folder_of_this_process_is_found_by_workers_in_theirs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = study("CartPole-v1", "pg", seeds=1, workers=1, out="here", **SETTINGS)
+    assert [member.status for member in done.runs] == [FINISHED]
+    assert (tmp_path / "here" / "runs").is_dir()
+
+
+def test_what_only_the_workers_of_one_run_have_is_refused_in_a_study(tmp_path, capsys):
+    with pytest.raises(sf.SettingError, match=r"enough must be 1.0 in a study, whose workers make a run each, but 0.5"):
+        study("CartPole-v1", "pg", seeds=2, workers=2, enough=0.5, out=tmp_path / "study", **SETTINGS)
+    assert cli.main(["train", "CartPole-v1", "--seeds", "2", "--workers", "2", "--enough", "0.5"]) == 2
+    assert "enough must be 1.0 in a study" in capsys.readouterr().err
+    with pytest.raises(sf.SettingError, match="sweep: workers is not swept"):
+        study("CartPole-v1", "pg", sweep={"workers": [1, 2]}, out=tmp_path / "study", **SETTINGS)
 
 
 def test_lanes_and_workers_and_an_address_without_workers_are_refused(tmp_path):
@@ -124,6 +178,4 @@ def test_the_command_compares_on_workers(tmp_path, capsys):
     assert cli.main(command.split()) == 0
     assert len(folders(out)) == 2
     assert cli.main(f"resume {out} --workers 2".split()) == 0
-    told = capsys.readouterr()
-    assert "npg" in told.out
-    assert "study: 2 of 2" not in told.err
+    assert "npg" in capsys.readouterr().out

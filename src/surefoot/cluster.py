@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import threading
 import warnings
 from typing import Any
 
 from surefoot.compilation import cores
-from surefoot.errors import SettingError
+from surefoot.errors import SettingError, shown
 
 
 class Cluster:
@@ -26,6 +28,7 @@ class Cluster:
 
         Raises SettingError where Ray is not installed or the cluster cannot be reached.
         """
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             import ray
         except ImportError:
@@ -34,6 +37,15 @@ class Cluster:
             ) from None
         self.ray: Any = ray
         self._ours = not ray.is_initialized()
+        try:
+            self._join(ray, address, workers)
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                # Ray puts its own in their place, which end the process at once and without a checkpoint.
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
+
+    def _join(self, ray: Any, address: str | None, workers: int) -> None:
         self.here = address is None and not os.environ.get("RAY_ADDRESS") and self._ours
         if not self._ours:
             return
@@ -50,12 +62,25 @@ class Cluster:
                     ray.init("local", num_cpus=count, include_dashboard=False, **quiet)
                 else:
                     ray.init(address, **quiet)
+            # Ray prints what its machines warn of on standard output, whatever it is told of logs; a worker that is
+            # lost is counted in the run's metrics.
+            ray._private.worker.print_to_stdstream = lambda *_, **__: None
         except Exception as error:
             where = "this machine" if self.here else f"{address or os.environ.get('RAY_ADDRESS')!r}"
             reason = " ".join(str(error).split())[:300]
             raise SettingError(
                 f"ray_address: no Ray cluster could be reached at {where} ({reason}); begin one with: ray start --head"
             ) from error
+
+    def refuse_unsendable(self, what: Any) -> None:
+        """Raise SettingError for an environment that cannot be sent to workers."""
+        try:
+            self.ray.cloudpickle.dumps(what)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise SettingError(
+                f"environment {shown(what)} cannot be sent to workers ({reason}); name it as package.module:callable"
+            ) from None
 
     @property
     def processors(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
@@ -340,6 +341,12 @@ class Collection(Settings):
 def refused_without_workers(name: str, default: Any, given: Any) -> str:
     """What is said of a setting that only workers have."""
     return f"{name} must be {default} without workers (say how many, as in workers=4), but {shown(given)} came"
+
+
+def refuse_in_a_study(settings: Mapping[str, Any]) -> None:
+    """Raise SettingError for a setting of workers that collect, which a study has none of."""
+    if (given := settings.get("enough", 1.0)) != 1:
+        raise SettingError(f"enough must be 1.0 in a study, whose workers make a run each, but {shown(given)} came")
 
 
 FEWEST_ENVIRONMENTS = 8

@@ -230,6 +230,8 @@ def movement_stage(
     """How the policy moved under discounted weights. Its normaliser's own movement is part of it."""
     time = merged(jnp.asarray(trajectory.time))
     weight = jnp.where(merged(trajectory.reset), 0, jnp.asarray(discount, batch.weight.dtype) ** time)
+    if trajectory.weight is not None:
+        weight = weight * merged(trajectory.weight)
     return movement_from_start(
         policy,
         batch,

@@ -91,6 +91,7 @@ def study(
     Raises Stopped where `stop` ended the study, and RunError where the disk refuses what the study writes itself.
     """
     spread = _spread(lanes, workers, ray_address)
+    config.refuse_in_a_study(settings)
     base = make_rule(rule)
     wanted = make_sweep(base.settings(), settings, seeds, sweep)
     name = environment_name(environment)
@@ -135,6 +136,7 @@ def compare(
     RunError where the disk refuses what the study writes itself.
     """
     spread = _spread(lanes, workers, ray_address)
+    config.refuse_in_a_study(settings)
     if isinstance(rules, str) or not isinstance(rules, Sequence):
         raise SettingError(f"rules must be a sequence of rules or their names, but {shown(rules)} came")
     made = [make_rule(rule) for rule in rules]

@@ -176,6 +176,9 @@ def settled(rule: config.RuleSettings) -> dict[str, Any]:
     return {name: value for name, value in every.items() if not isinstance(value, Following)}
 
 
+_OF_MACHINES = ("workers", "worker_seconds", "enough", "devices")
+
+
 def _checked(rule_class: type[config.RuleSettings], swept: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
     known = _numeric_settings(rule_class)
     found: dict[str, tuple[Any, ...]] = {}
@@ -183,6 +186,8 @@ def _checked(rule_class: type[config.RuleSettings], swept: dict[str, Any]) -> di
         name = setting_name(str(told))
         if name == "seed":
             raise SettingError("sweep: seed is not swept; seeds (--seeds N) runs N of them")
+        if name in _OF_MACHINES:
+            raise SettingError(f"sweep: {name} is not swept, as it says where runs are made and not what they are")
         if name not in known:
             raise SettingError(_unknown(rule_class, name, str(told), known))
         if name in found:

@@ -134,6 +134,7 @@ def resume(
     *,
     steps: int | None = None,
     environment: str | Callable[[], Any] | None = None,
+    rule: Rule | None = None,
     allow_env: bool = False,
     ray_address: str | None = None,
     progress: bool = True,
@@ -147,6 +148,7 @@ def resume(
         path: the run's folder. Its newest sound checkpoint is gone on from; without any it begins again.
         steps: train until this many environment steps in place of those that the run was begun with.
         environment: the environment, where config.json does not name one that can be made from its name.
+        rule: the run's, where it is one of your own, which config.json knows by its name alone.
         allow_env: let the run's own package.module:callable environment be imported, which runs its code.
         ray_address: of the cluster that the run's workers are on, which the run's files do not say; by default
             RAY_ADDRESS, or this machine.
@@ -158,7 +160,14 @@ def resume(
     whatever `train` raises.
     """
     folder = Path(path)
-    recipe, rule, run = begun_with(folder, steps)
+    recipe, known, run = begun_with(folder, steps)
+    if rule is not None and rule.settings() != known.settings():
+        raise SettingError(f"rule must be the one of {folder}, {known.settings()}, but {rule.settings()} came")
+    rule = rule or known
+    if ray_address is not None and run.collection.workers is None:
+        raise SettingError(
+            f"ray_address must be None for a run without workers, as {folder} is, but {ray_address!r} came"
+        )
     if ray_address is not None:
         run = replace(run, collection=replace(run.collection, ray_address=ray_address))
     name = str(recipe.environment)

@@ -84,6 +84,6 @@ def made(
 ) -> Run:
     """Make the run, or go on with it where it is there. Raises as `train` does."""
     if (plan.folder / "config.json").exists():
-        return resume(plan.folder, environment=environment, progress=progress, stop=stop, told=told)
+        return resume(plan.folder, environment=environment, rule=plan.rule, progress=progress, stop=stop, told=told)
     settings = plain_settings(plan.run)
     return train(environment, plan.rule, out=plan.folder, progress=progress, stop=stop, told=told, **settings)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from surefoot._version import __version__
 from surefoot.cluster import Cluster
 from surefoot.errors import Stopped, SurefootError
 from surefoot.files import remove, write_atomically
@@ -23,6 +24,7 @@ _MOST_LOSSES = 3
 """Workers that may be lost over one run before it is given up: it may be the run that ends them."""
 _STOP = "stop"
 """The file in the study's folder that asks its runs to stop."""
+_GRACE = 5.0  # seconds in which runs may end by themselves where something else went wrong
 _SECONDS = 1.0  # between two looks at how the runs stand
 
 
@@ -68,8 +70,12 @@ def train_by_workers(
     """
     assert spread.workers is not None
     cluster = Cluster(spread.address, spread.workers)
+    # A worker's own folder may be another one than this process's.
+    folder = folder.absolute()
+    plans = [plan._replace(folder=plan.folder.absolute()) for plan in plans]
     remove(folder / _STOP)
     try:
+        cluster.refuse_unsendable(environment)
         with Together(title, plans[0].run.steps, len(plans), shown=progress) as view:
             _spread(cluster.ray, environment, plans, folder, spread.workers, view, stop, ended, told)
     finally:
@@ -97,36 +103,47 @@ def _spread(
     losses = [0] * len(plans)
     lines: set[str] = set()
     stopping = False
-    while flying or (waiting and not stopping):
-        if not stopping and stop():
-            stopping = True
-            write_atomically(folder / _STOP, b"")
-        while waiting and not stopping and len(flying) < workers:
-            place = waiting.popleft()
-            flying[make.remote([given[0], given[1][place]], path, str(folder))] = place
-        done, _ = ray.wait(list(flying), num_returns=1, timeout=_SECONDS) if flying else ([], [])
-        for promise in done:
-            place = flying.pop(promise)
-            try:
-                error_line, each = ray.get(promise)
-                for text in each:
-                    if text not in lines:
-                        lines.add(text)
-                        told(text)
-                ended(place, error_line)
-            except ray.exceptions.RayError as error:
-                losses[place] += 1
-                if losses[place] <= _MOST_LOSSES and not stopping:
-                    waiting.appendleft(place)
-                else:
-                    ended(place, f"its worker was lost: {line(error)}; surefoot resume {folder} goes on with it")
-        for place in flying.values():
-            if row := last_row(plans[place].folder / "metrics.jsonl"):
-                shown = [] if row.get("return_mean") is None else [row["return_mean"]]
-                view.show(plans[place].folder.name, row, np.asarray(shown, float))
+    try:
+        while flying or (waiting and not stopping):
+            if not stopping and stop():
+                stopping = True
+                write_atomically(folder / _STOP, b"")
+            while waiting and not stopping and len(flying) < workers:
+                place = waiting.popleft()
+                flying[make.remote([given[0], given[1][place]], path, str(folder), __version__)] = place
+            done, _ = ray.wait(list(flying), num_returns=1, timeout=_SECONDS) if flying else ([], [])
+            for promise in done:
+                place = flying.pop(promise)
+                try:
+                    error_line, each = ray.get(promise)
+                    for text in each:
+                        if text not in lines:
+                            lines.add(text)
+                            told(text)
+                    ended(place, error_line)
+                except ray.exceptions.RayTaskError as error:  # the run's own, and it would come again
+                    ended(place, line(error.cause if isinstance(error.cause, Exception) else error))
+                except ray.exceptions.RayError as error:
+                    losses[place] += 1
+                    if losses[place] <= _MOST_LOSSES and not stopping:
+                        waiting.appendleft(place)
+                    else:
+                        ended(place, f"its worker was lost: {line(error)}; surefoot resume {folder} goes on with it")
+            for place in flying.values():
+                if row := last_row(plans[place].folder / "metrics.jsonl"):
+                    shown = [] if row.get("return_mean") is None else [row["return_mean"]]
+                    view.show(plans[place].folder.name, row, np.asarray(shown, float))
+    except BaseException:
+        # Nobody waits for them any more: those that do not stop by themselves are ended.
+        write_atomically(folder / _STOP, b"")
+        if flying:
+            ray.wait(list(flying), num_returns=len(flying), timeout=_GRACE)
+        for promise in flying:
+            ray.cancel(promise, force=True)
+        raise
 
 
-def _made(given: list[Any], path: list[str], study: str) -> tuple[str | None, list[str]]:
+def _made(given: list[Any], path: list[str], study: str, version: str) -> tuple[str | None, list[str]]:
     """Make a run, or go on with it, on a worker: a line of what went wrong, if it did, and what the run told."""
     import ray
 
@@ -134,6 +151,8 @@ def _made(given: list[Any], path: list[str], study: str) -> tuple[str | None, li
     environment, plan = ray.get(given)
     stop = Path(study) / _STOP
     lines: list[str] = []
+    if version != __version__:
+        return f"a worker has surefoot {__version__}, not {version}; install the same everywhere", []
     if not Path(study).is_dir():
         node = ray.util.get_node_ip_address()
         return f"node {node} sees no folder {study}; put the study on a file system that every node has", []
@@ -154,6 +173,7 @@ def last_row(file: Path) -> dict[str, Any] | None:
         with open(file, "rb") as opened:
             opened.seek(max(0, opened.seek(0, os.SEEK_END) - 65536))
             lines = opened.read().split(b"\n")[:-1]
-        return parse_json(lines[-1]) if lines else None
+        row = parse_json(lines[-1]) if lines else None
     except (OSError, ValueError):
         return None
+    return row if isinstance(row, dict) and {"steps", "accepted"} <= row.keys() else None

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 from typing import Any
 
+from surefoot import config
 from surefoot.cli import studies
 from surefoot.cli.interruption import asked_to_stop
 from surefoot.cli.options import add_rule_settings, add_run_options, given, settings_of_rules, whole
@@ -53,6 +54,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     names = [name.strip() for name in arguments.rules.split(",")]
     plain, settings = settings_of_rules(arguments, names), given(arguments, "run.")
     far = studies.far(settings)
+    config.refuse_in_a_study(settings)
     make_comparison(plain, settings, arguments.seeds)  # refused before anything slow is imported
 
     from surefoot.rules import RULES

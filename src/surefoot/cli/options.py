@@ -66,7 +66,7 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"a number is wanted, but {text!r} came") from None
 
 
-def _or_none(read: Callable[[str], Any]) -> Callable[[str], Any]:
+def or_none(read: Callable[[str], Any]) -> Callable[[str], Any]:
     """`read`, but for the word none, which some settings have a meaning for."""
     return lambda text: None if text.lower() == "none" else read(text)
 
@@ -89,13 +89,13 @@ def add_setting(
     elif kind is bool:
         group.add_argument(option, action=argparse.BooleanOptionalAction, **common)
     elif str in options:
-        group.add_argument(option, type=_or_none(str), metavar="TEXT", **common)
+        group.add_argument(option, type=or_none(str), metavar="TEXT", **common)
     elif sequence:
         group.add_argument(option, type=whole, nargs="+", metavar="N", **common)
     else:
         is_whole = kind is int or int in options
         read = whole if is_whole else number
-        group.add_argument(option, type=_or_none(read) if options else read, metavar="N" if is_whole else "X", **common)
+        group.add_argument(option, type=or_none(read) if options else read, metavar="N" if is_whole else "X", **common)
 
 
 def add_run_options(parser: Any) -> None:

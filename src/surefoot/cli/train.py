@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import sys
 from typing import Any
 
@@ -66,13 +67,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     plain_rule = rule_settings(arguments, **_without(known, swept))
     if plain_rule.tabular_only:
         raise SettingError(f"the rule {arguments.rule} is for finite MDPs; `surefoot exact` has it")
-    far = studies.far(settings)
-    wanted = make_sweep(plain_rule, settings, arguments.seeds, swept)  # refused before anything slow is imported
-    many = len(wanted.points) * wanted.seeds > 1
+    many = arguments.seeds * math.prod(map(len, swept.values())) > 1
+    far = {}
     if many:
+        far = studies.far(settings)
+        config.refuse_in_a_study(settings)
         studies.refuse_for_studies(arguments, "tensorboard")
-    else:
-        wanted = make_sweep(plain_rule, settings | far, arguments.seeds, swept)
+    wanted = make_sweep(plain_rule, settings, arguments.seeds, swept)  # refused before anything slow is imported
     if not many and arguments.lanes is not None:
         raise SettingError("--lanes is for a study, and this is a single run; leave it out, or ask for more --seeds")
 

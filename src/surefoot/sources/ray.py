@@ -21,9 +21,10 @@ from surefoot.cluster import Cluster
 from surefoot.errors import EnvironmentFault, RunError, SettingError
 from surefoot.policy import NeuralPolicy
 from surefoot.sources.base import Source
+from surefoot.sources.guard import line
 from surefoot.sources.host import HostState, packed, unpacked
 from surefoot.sources.ray_collection import MOST_LOSSES, Asked, Collection, answered, told_by
-from surefoot.sources.ray_worker import Collector, Share
+from surefoot.sources.ray_worker import Collector
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class RaySource(Source):
 
     def __init__(self, environment: str | Callable[[], Any], settings: config.Collection, cluster: Cluster):
         self.envs, self.horizon = settings.envs, settings.horizon
+        cluster.refuse_unsendable(environment)
         self._cluster: Cluster | None = cluster
         self._environment, self._settings = environment, settings
         assert settings.workers is not None
@@ -99,7 +101,8 @@ class RaySource(Source):
         left = list(range(len(self._counts)))
         for _ in range(MOST_LOSSES):
             asked = {self._actors[worker].reset.remote(keys[worker], number): worker for worker in left}
-            left = self._wait(asked, lambda worker, state: found.update({worker: state}))
+            lost = self._wait(asked, lambda worker, state: found.update({worker: state}))
+            left = list(lost)
             if not left:
                 break
             self._begin(left)
@@ -156,7 +159,9 @@ class RaySource(Source):
             replaced, restarted = facts["replaced"], facts["restarted"]
             if any(type(count) is not int or not 0 <= count < 2**63 for count in (replaced, restarted)):
                 raise ValueError("a count is no whole number")
-            collected = float(facts["collected"])
+            collected = facts["collected"]
+            if type(collected) is not float or not 0 <= collected <= 1:
+                raise ValueError("its share of the transitions is none")
         except (LookupError, TypeError, ValueError) as error:
             raise RunError(f"{self.name}: the saved state does not fit: {error}") from None
         parts = []
@@ -197,27 +202,11 @@ class RaySource(Source):
         """Have a worker end its share after the step under way."""
         self._actors[worker].stop.remote(number)
 
-    def replace(self, worker: int) -> None:
-        """Another worker in this one's place. Raises EnvironmentFault where none can be had."""
-        self.end(worker)
-        self._begin([worker])
-
-    def fits(self, worker: int, share: Any, like: HostState) -> bool:
-        """Whether what a worker brought back is its share."""
-        if not isinstance(share, Share) or not isinstance(share.trajectory, Trajectory):
-            return False
-        steps, count, after = self.horizon, self._counts[worker], share.state
-        flags = ("reward", "log_prob", "terminated", "truncated", "reset", "time")
-        rows = share.trajectory
-        try:
-            shaped = all(np.shape(getattr(rows, name)) == (steps, count) for name in flags)
-            shaped &= np.shape(rows.action)[:2] == (steps, count) and len(after.actions) == 1
-            shown = zip(jax.tree.leaves(rows.observation), jax.tree.leaves(like.observed.observation), strict=True)
-            shaped &= all(leaf.shape == (steps + 1, *first.shape) for leaf, first in shown)
-            finite = np.isfinite(rows.reward).all() and np.isfinite(rows.log_prob[~rows.reset]).all()
-            return bool(shaped and finite and isinstance(after, HostState) and after.time.shape == (count,))
-        except (AttributeError, TypeError, ValueError):
-            return False
+    def replace(self, workers: list[int]) -> None:
+        """Others in the place of these workers. Raises EnvironmentFault where none can be had."""
+        for worker in workers:
+            self.end(worker)
+        self._begin(workers)
 
     def end(self, worker: int) -> None:
         """Let a worker go, whatever it is at."""
@@ -247,10 +236,15 @@ class RaySource(Source):
                     settings, envs=self._counts[worker], workers=None, ray_address=None, enough=1.0, devices=None
                 )
                 begun[self._actors[worker].begin.remote(self._environment, own, threads)] = worker
-            workers = self._wait(begun, self._meet)
+            lost = self._wait(begun, self._meet)
+            workers = list(lost)
             if not workers:
                 return
-        raise EnvironmentFault(f"workers {workers} are lost before they have begun, again and again")
+        first = workers[0]
+        raise EnvironmentFault(
+            f"worker {first} was lost before it had begun, {MOST_LOSSES} times: {line(lost[first])}; see that its "
+            "machine has what the environment needs"
+        )
 
     def _meet(self, worker: int, described: Any) -> None:
         self._first = first = self._first or described
@@ -263,13 +257,13 @@ class RaySource(Source):
             if one != other:
                 raise EnvironmentFault(f"worker {worker} has the {what} {one}, but that of the first is {other}")
 
-    def _wait(self, asked: dict[Any, int], found: Callable[[int, Any], None]) -> list[int]:
-        """Hand over what each worker answers, of all that were asked, as it comes; the workers that are lost.
+    def _wait(self, asked: dict[Any, int], found: Callable[[int, Any], None]) -> dict[int, Exception]:
+        """Hand over what each worker answers, of all that were asked, as it comes; the workers that are lost, and why.
 
         Raises EnvironmentFault where they take too long, and whatever one of them raised.
         """
         assert self._cluster is not None
-        lost = []
+        lost: dict[int, Exception] = {}
         ray, limit = self._cluster.ray, self._settings.worker_seconds
         until = None if limit is None else time.monotonic() + limit
         while asked:
@@ -284,7 +278,7 @@ class RaySource(Source):
                 worker = asked.pop(promise)
                 answer, error = answered(ray, promise)
                 if isinstance(error, self._cluster.ray.exceptions.RayError):
-                    lost.append(worker)
+                    lost[worker] = error
                 elif error is not None:
                     raise told_by(worker, error) from error
                 else:
