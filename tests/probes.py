@@ -449,15 +449,6 @@ class Once(Noise):
         return True
 
 
-class SlowToMake(Once):
-    """Once that dies, and that takes some seconds to make where the file `flag` is there already."""
-
-    def __init__(self, seconds: float, step: int, flag: str):
-        super().__init__("dies", step, flag)
-        if os.path.exists(flag):
-            time.sleep(seconds)
-
-
 class OnceIrreproducible(Once, Irreproducible):
     """As Once, but that it takes no notice of its seed."""
 

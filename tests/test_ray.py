@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -26,7 +27,8 @@ from surefoot.distributions import DiagGaussian
 from surefoot.errors import Stopped
 from surefoot.policy import make_policy
 from surefoot.sources import make_source
-from surefoot.sources.ray_collection import fits
+from surefoot.sources.ray import RayState
+from surefoot.sources.ray_collection import Asked, Collection, fits
 from surefoot.sources.ray_worker import Share
 from surefoot.training import resume, train
 
@@ -249,13 +251,67 @@ def test_what_is_no_share_is_not_taken_for_one(what):
     assert not fits(RUBBISH[what](share), state, steps=8)
 
 
-def test_one_worker_that_is_lost_costs_no_other_its_place(opened, tmp_path):
-    # The others have their shares long before the new one has begun, which takes longer than a share may.
-    environment = partial(probes.SlowToMake, 3, 19, str(tmp_path / "flag"))
-    source = opened(environment, workers=3, envs=3, worker_seconds=2.5)
-    _, states = lived(source, 4)
-    assert (tmp_path / "flag").exists()
-    assert source.told(states[-1])["workers_replaced"] == 1
+class Promises:
+    """Stands for Ray: worker 0 is lost at first, the others answer after .4 seconds."""
+
+    class RayError(Exception):
+        pass
+
+    class RayTaskError(RayError):
+        pass
+
+    def __init__(self, share):
+        self.exceptions = self
+        self._share, self._begun = share, time.monotonic()
+
+    def put(self, what):
+        return what
+
+    def wait(self, promises, *, num_returns, timeout):
+        until = time.monotonic() + (60 if timeout is None else timeout)
+        while True:
+            ready = [promise for promise in promises if self._ready(*promise)][:num_returns]
+            if ready or time.monotonic() >= until:
+                return ready, []
+            time.sleep(0.005)
+
+    def _ready(self, worker, asked):
+        return worker == 0 or time.monotonic() - self._begun > 0.4
+
+    def get(self, promise):
+        if promise == (0, 1):
+            raise self.RayError
+        return self._share
+
+
+class Replacing:
+    """Stands for the source: another worker takes longer to begin than a share may take."""
+
+    envs, horizon = 3, 8
+
+    def __init__(self):
+        self.asked, self.replaced = [0, 0, 0], []
+
+    def ask(self, worker, *arguments, anyhow):
+        self.asked[worker] += 1
+        return (worker, self.asked[worker]), Asked(worker, time.monotonic(), 0.2)
+
+    def replace(self, workers):
+        self.replaced.append(workers)
+        time.sleep(0.3)
+
+
+def test_one_worker_that_is_lost_costs_no_other_its_place():
+    simulated = make_source(probes.Noise, config.Collection(envs=1, horizon=8, **LOCAL))
+    state = simulated.reset(jax.random.key(5))
+    trajectory, after = simulated.collect(acting(simulated), state, jax.random.key(0))
+    share = Share(trajectory, dataclasses.replace(after, actions=after.actions[-1:]), False, False)
+    source, standing = Replacing(), RayState((state,) * 3, 1, 0, 0, 1.0)
+    collection = Collection(source, SimpleNamespace(ray=Promises(share)), {}, standing, [None] * 3, 2)
+    assert collection.made(1.0) == [share] * 3
+    assert source.replaced == [[0]]
+    assert source.asked == [2, 1, 1]
+    assert collection.replaced == 1
 
 
 def test_an_environment_that_cannot_be_sent_or_cannot_begin_is_told_in_a_line(cluster):
