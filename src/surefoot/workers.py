@@ -24,7 +24,7 @@ _MOST_LOSSES = 3
 """Workers that may be lost over one run before it is given up: it may be the run that ends them."""
 _STOP = "stop"
 """The file in the study's folder that asks its runs to stop."""
-_GRACE = 5.0  # seconds in which runs may end by themselves where something else went wrong
+_GRACE = 10.0  # seconds in which runs end by themselves, after their update, where something else went wrong
 _SECONDS = 1.0  # between two looks at how the runs stand
 
 
@@ -78,8 +78,8 @@ def train_by_workers(
         cluster.refuse_unsendable(environment)
         with Together(title, plans[0].run.steps, len(plans), shown=progress) as view:
             _spread(cluster.ray, environment, plans, folder, spread.workers, view, stop, ended, told)
+        remove(folder / _STOP)  # not where something went wrong: a run may still have to see it
     finally:
-        remove(folder / _STOP)
         cluster.close()
 
 
@@ -134,12 +134,11 @@ def _spread(
                     shown = [] if row.get("return_mean") is None else [row["return_mean"]]
                     view.show(plans[place].folder.name, row, np.asarray(shown, float))
     except BaseException:
-        # Nobody waits for them any more: those that do not stop by themselves are ended.
+        # Nobody waits for them any more. (Ray can end them by force, but ends this process too where one of them comes
+        # to its end at that moment: 2.60 aborts with "Tried to complete task that was not pending".)
         write_atomically(folder / _STOP, b"")
         if flying:
             ray.wait(list(flying), num_returns=len(flying), timeout=_GRACE)
-        for promise in flying:
-            ray.cancel(promise, force=True)
         raise
 
 
