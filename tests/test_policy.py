@@ -156,6 +156,6 @@ def test_no_step_takes_a_log_std_below_the_least_one_and_one_on_it_can_rise(key,
 
 
 def test_a_first_log_std_below_the_least_is_refused():
-    with pytest.raises(sf.SettingError, match="log_std must be at least least_log_std, -1.5, but -3 came"):
+    with pytest.raises(sf.SettingError, match=r"log_std must be at least least_log_std, -1\.5, but -3 came"):
         config.make_run(log_std=-3.0)
     config.make_run(log_std=-3.0, least_log_std=-4.0)

@@ -96,14 +96,14 @@ def test_a_worker_that_is_killed_is_replaced_and_its_run_goes_on(tmp_path):
 
 
 def test_a_study_that_is_stopped_leaves_checkpoints_and_goes_on_to_the_same_bits(tmp_path):
-    settings = SETTINGS | {"steps": 12_000, "checkpoint_seconds": 0}
+    settings = SETTINGS | {"steps": 40_000, "checkpoint_seconds": 0.3}
     study("CartPole-v1", "pg", seeds=2, out=tmp_path / "turn", **settings)
     begun = time.monotonic()
 
     def stop():
         return any((tmp_path / "study").glob("runs/*/checkpoints/*")) or time.monotonic() - begun > 60
 
-    with pytest.raises(Stopped, match="0 of 2 runs finished; go on with: surefoot resume"):
+    with pytest.raises(Stopped, match=r"[01] of 2 runs finished; go on with: surefoot resume"):
         study("CartPole-v1", "pg", seeds=2, workers=1, out=tmp_path / "study", stop=stop, **settings)
     assert list((tmp_path / "study").glob("runs/*/checkpoints/*"))
     done = resume_study(tmp_path / "study", workers=2, progress=False)
