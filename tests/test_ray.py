@@ -450,6 +450,14 @@ def test_no_file_chooses_the_cluster_that_a_run_is_on(cluster, tmp_path):
     resume(run, ray_address=address, progress=False)
 
 
+def test_resume_takes_the_word_none_for_no_cluster_as_train_does(tmp_path, capsys):
+    run = str(tmp_path / "run")
+    train("CartPole-v1", "pg", out=run, **SETTINGS | {"workers": None, "steps": 200})
+    assert cli.main(["resume", run, "--ray-address", "none"]) == 0
+    assert cli.main(["resume", run, "--ray-address", "auto"]) == 2
+    assert "ray_address must be None for a run without workers" in capsys.readouterr().err
+
+
 def test_there_is_an_environment_for_every_worker_unless_their_number_is_given():
     assert config.make_run(workers=256).collection.envs == 256
     assert config.make_run(workers=2).collection.envs == config.Collection().envs

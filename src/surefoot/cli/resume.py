@@ -7,7 +7,7 @@ from typing import Any
 
 from surefoot.cli import devices, studies
 from surefoot.cli.interruption import asked_to_stop
-from surefoot.cli.options import whole
+from surefoot.cli.options import or_none, whole
 from surefoot.cli.train import note, tell
 from surefoot.errors import SettingError
 
@@ -31,6 +31,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--workers", type=whole, metavar="N", help="of a study, make N runs at once by Ray's workers")
     parser.add_argument(
         "--ray-address",
+        type=or_none(str),
         metavar="TEXT",
         help="Ray cluster that the workers are on (default: RAY_ADDRESS, or this machine)",
     )
