@@ -72,14 +72,16 @@ class Cluster:
                 f"ray_address: no Ray cluster could be reached at {where} ({reason}); begin one with: ray start --head"
             ) from error
 
-    def refuse_unsendable(self, what: Any) -> None:
-        """Raise SettingError for an environment that cannot be sent to workers."""
+    def sent(self, environment: Any) -> Any:
+        """The environment in Ray's object store, once for all workers. Raises SettingError where it cannot be sent."""
         try:
-            self.ray.cloudpickle.dumps(what)
+            return self.ray.put(environment)
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
+            # What Ray says itself has many lines, and begins with this.
+            reason = " ".join(str(error.__cause__ or error).split())[:200]
             raise SettingError(
-                f"environment {shown(what)} cannot be sent to workers ({reason}); name it as package.module:callable"
+                f"environment {shown(environment)} cannot be sent to workers ({reason}); "
+                "name it as package.module:callable"
             ) from None
 
     @property
@@ -93,3 +95,14 @@ class Cluster:
             self._ours = False
             with contextlib.suppress(Exception):
                 self.ray.shutdown()
+
+
+def answered(ray: Any, promise: Any) -> tuple[Any, Exception | None]:
+    """What a worker answered, or what came in its place: what it raised, or Ray's own error where it is lost."""
+    try:
+        return ray.get(promise), None
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        return None, cause if isinstance(cause, Exception) else error
+    except ray.exceptions.RayError as error:
+        return None, error

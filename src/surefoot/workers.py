@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from surefoot._version import __version__
-from surefoot.cluster import Cluster
+from surefoot.cluster import Cluster, answered
 from surefoot.errors import Stopped, SurefootError
 from surefoot.files import remove, write_atomically
 from surefoot.progress import Together
@@ -75,9 +75,9 @@ def train_by_workers(
     plans = [plan._replace(folder=plan.folder.absolute()) for plan in plans]
     remove(folder / _STOP)
     try:
-        cluster.refuse_unsendable(environment)
+        given = cluster.sent(environment)
         with Together(title, plans[0].run.steps, len(plans), shown=progress) as view:
-            _spread(cluster.ray, environment, plans, folder, spread.workers, view, stop, ended, told)
+            _spread(cluster.ray, given, plans, folder, spread.workers, view, stop, ended, told)
         remove(folder / _STOP)  # not where something went wrong: a run may still have to see it
     finally:
         cluster.close()
@@ -85,7 +85,7 @@ def train_by_workers(
 
 def _spread(
     ray: Any,
-    environment: str | Callable[[], Any],
+    environment: Any,
     plans: Sequence[Plan],
     folder: Path,
     workers: int,
@@ -94,8 +94,7 @@ def _spread(
     ended: Callable[[int, str | None], None],
     told: Callable[[str], None],
 ) -> None:
-    # In a list, so that it is unpacked only where the run looks for modules.
-    given = ray.put(environment), [ray.put(plan) for plan in plans]
+    kept = [ray.put(plan) for plan in plans]
     path = [os.path.abspath(each) for each in sys.path]
     make = ray.remote(_made).options(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")
     waiting = deque(range(len(plans)))
@@ -110,25 +109,27 @@ def _spread(
                 write_atomically(folder / _STOP, b"")
             while waiting and not stopping and len(flying) < workers:
                 place = waiting.popleft()
-                flying[make.remote([given[0], given[1][place]], path, str(folder), __version__)] = place
+                # In a list, so that they are unpacked only where the run looks for modules.
+                flying[make.remote([environment, kept[place]], path, str(folder), __version__)] = place
             done, _ = ray.wait(list(flying), num_returns=1, timeout=_SECONDS) if flying else ([], [])
             for promise in done:
                 place = flying.pop(promise)
-                try:
-                    error_line, each = ray.get(promise)
+                answer, error = answered(ray, promise)
+                lost = isinstance(error, ray.exceptions.RayError) and not isinstance(error, ray.exceptions.RayTaskError)
+                if error is None:
+                    said, each = answer
                     for text in each:
                         if text not in lines:
                             lines.add(text)
                             told(text)
-                    ended(place, error_line)
-                except ray.exceptions.RayTaskError as error:  # the run's own, and it would come again
-                    ended(place, line(error.cause if isinstance(error.cause, Exception) else error))
-                except ray.exceptions.RayError as error:
+                    ended(place, said)
+                elif not lost:  # the run's own, and it would come again
+                    ended(place, line(error))
+                elif losses[place] < _MOST_LOSSES and not stopping:
                     losses[place] += 1
-                    if losses[place] <= _MOST_LOSSES and not stopping:
-                        waiting.appendleft(place)
-                    else:
-                        ended(place, f"its worker was lost: {line(error)}; surefoot resume {folder} goes on with it")
+                    waiting.appendleft(place)
+                else:
+                    ended(place, f"its worker was lost: {line(error)}; surefoot resume {folder} goes on with it")
             for place in flying.values():
                 if row := last_row(plans[place].folder / "metrics.jsonl"):
                     shown = [] if row.get("return_mean") is None else [row["return_mean"]]

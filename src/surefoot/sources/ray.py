@@ -17,13 +17,13 @@ from surefoot import config
 from surefoot._version import __version__
 from surefoot.arrays import bits
 from surefoot.batch import Trajectory
-from surefoot.cluster import Cluster
+from surefoot.cluster import Cluster, answered
 from surefoot.errors import EnvironmentFault, RunError, SettingError
 from surefoot.policy import NeuralPolicy
 from surefoot.sources.base import Source
 from surefoot.sources.guard import line
 from surefoot.sources.host import HostState, packed, unpacked
-from surefoot.sources.ray_collection import MOST_LOSSES, Asked, Collection, answered, told_by
+from surefoot.sources.ray_collection import MOST_LOSSES, Asked, Collection, told_by
 from surefoot.sources.ray_worker import Collector
 
 
@@ -73,12 +73,10 @@ class RaySource(Source):
 
     def __init__(self, environment: str | Callable[[], Any], settings: config.Collection, cluster: Cluster):
         self.envs, self.horizon = settings.envs, settings.horizon
-        cluster.refuse_unsendable(environment)
         self._cluster: Cluster | None = cluster
         self._environment, self._settings = environment, settings
         assert settings.workers is not None
         bounds = np.linspace(0, settings.envs, settings.workers + 1).astype(int)
-        self._bounds = bounds
         self._counts = [int(count) for count in np.diff(bounds)]
         self._numbers = 0
         self._actors: list[Any] = [None] * len(self._counts)
@@ -104,10 +102,10 @@ class RaySource(Source):
             lost = self._wait(asked, lambda worker, state: found.update({worker: state}))
             left = list(lost)
             if not left:
-                break
+                self._standing = [number] * len(self._counts)
+                return RayState(tuple(found[i] for i in range(len(found))), number, 0, 0, 1.0)
             self._begin(left)
-        self._standing = [number] * len(self._counts)
-        return RayState(tuple(found[i] for i in range(len(found))), number, 0, 0, 1.0)
+        raise told_by(left[0], lost[left[0]])
 
     def collect(self, policy: NeuralPolicy, state: RayState, key: PRNGKeyArray) -> tuple[Trajectory, RayState]:
         """T steps of each environment, worker after worker along the environments.
@@ -223,6 +221,7 @@ class RaySource(Source):
         make = ray.remote(Collector).options(
             num_cpus=1, max_restarts=0, scheduling_strategy="SPREAD", max_concurrency=stoppable
         )
+        environment = self._cluster.sent(self._environment)
         path = [os.path.abspath(folder) for folder in sys.path]
         for _ in range(MOST_LOSSES):
             for worker in workers:
@@ -235,7 +234,7 @@ class RaySource(Source):
                 own = replace(
                     settings, envs=self._counts[worker], workers=None, ray_address=None, enough=1.0, devices=None
                 )
-                begun[self._actors[worker].begin.remote(self._environment, own, threads)] = worker
+                begun[self._actors[worker].begin.remote(environment, own, threads)] = worker
             lost = self._wait(begun, self._meet)
             workers = list(lost)
             if not workers:
@@ -277,7 +276,7 @@ class RaySource(Source):
             for promise in ready:
                 worker = asked.pop(promise)
                 answer, error = answered(ray, promise)
-                if isinstance(error, self._cluster.ray.exceptions.RayError):
+                if isinstance(error, ray.exceptions.RayError):
                     lost[worker] = error
                 elif error is not None:
                     raise told_by(worker, error) from error

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from surefoot.batch import Trajectory
+from surefoot.cluster import answered
 from surefoot.errors import EnvironmentFault, SurefootError
 from surefoot.sources.guard import line
 from surefoot.sources.host import HostState, NotRepeatable
@@ -124,17 +125,6 @@ class Collection:
         self._asked = {promise: one._replace(begun=one.begun + spent) for promise, one in self._asked.items()}
         for worker in lost:
             self._ask(worker)
-
-
-def answered(ray: Any, promise: Any) -> tuple[Any, Exception | None]:
-    """What a worker answered, or what came in its place."""
-    try:
-        return ray.get(promise), None
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        return None, cause if isinstance(cause, Exception) else error
-    except ray.exceptions.RayError as error:
-        return None, error
 
 
 def fits(share: Any, before: HostState, steps: int) -> bool:
